@@ -1,0 +1,81 @@
+"""Indexes: those that the agent's own collections and the queries of its jobs need.
+
+With ``indexes: manage`` missing ones are created; a missing permission is a warning, since a slow run is better than
+none. With ``check`` they are only reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import structlog
+
+from agent import archive, controls, journal, marks
+from agent.errors import StoreError, StoreUnavailableError
+from agent.job import Job
+from agent.store import Document, Index, Namespace, Store
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An index that should exist, and what for."""
+
+    namespace: Namespace
+    index: Index
+    purpose: str
+
+
+def wanted(database: str, prefix: str, jobs: Iterable[Job]) -> Iterator[Wanted]:
+    """All indexes that the agent wants: its own first."""
+    own = {"runs": journal.INDEXES, "items": archive.INDEXES, "marks": marks.INDEXES, "controls": controls.INDEXES}
+    for name, indexes in own.items():
+        for index in indexes:
+            yield Wanted(Namespace(database, prefix + name), index, "the agent's own records")
+    for job in jobs:
+        for query in job.queries if job.enabled else ():
+            if query.index is not None:
+                yield Wanted(query.namespace, query.index, f"{job.name}: {query.purpose}")
+
+
+async def missing(store: Store, wants: Iterable[Wanted]) -> list[Wanted]:
+    """Those that do not exist, nor any index that serves as well."""
+    return [want for want in wants if not _served(await store.collection(want.namespace).indexes(), want.index)]
+
+
+async def manage(store: Store, wants: Iterable[Wanted]) -> list[str]:
+    """Creates what is missing; returns what could not be created, and why. Raises ``StoreUnavailableError``."""
+    problems: list[str] = []
+    for want in await missing(store, wants):
+        try:
+            await store.collection(want.namespace).create_index(want.index)
+        except StoreUnavailableError:
+            raise
+        except StoreError as error:
+            problems.append(f"{describe(want)}: {error}")
+            log.warning("index_not_created", index=describe(want), error=str(error))
+        else:
+            log.info("index_created", index=describe(want))
+    return problems
+
+
+def describe(want: Wanted) -> str:
+    """The index in a line, for people."""
+    keys = ", ".join(f"{name}: {direction}" for name, direction in want.index.keys)
+    partial = f" where {want.index.partial}" if want.index.partial else ""
+    return f"{want.namespace} ({keys}){partial} for {want.purpose}"
+
+
+def _served(existing: dict[str, Document], index: Index) -> bool:
+    """Whether an index with these keys in front exists, of the same sort (unique, expiring, partial)."""
+    for info in existing.values():
+        keys = tuple(tuple(pair) for pair in info["key"])
+        if keys[: len(index.keys)] != index.keys or {"sparse", "collation", "hidden"} & set(info):
+            continue
+        if info.get("partialFilterExpression", {}) != index.partial or bool(info.get("unique")) < index.unique:
+            continue
+        if index.expire_after is None or "expireAfterSeconds" in info:
+            return True
+    return False

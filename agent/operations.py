@@ -1,0 +1,447 @@
+"""What an operator can ask for, in the same words on the command line, over HTTP and on the page.
+
+Each operation checks what was asked, does it through the runner and the collections of the agent, and answers in plain
+JSON types. Errors are those of ``agent.errors``.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from agent.batches import Keep
+from agent.conditions import Condition, read
+from agent.controls import statistics
+from agent.errors import BusyError, NotFoundError, UsageError
+from agent.execution import Execution
+from agent.job import Job, Ports, Quarantined, Trigger
+from agent.reader import Overlay, StoreReader
+from agent.runner import (
+    RESTORE_TIMEOUT,
+    Active,
+    Body,
+    Observer,
+    Order,
+    Pass,
+    Runner,
+    find_job,
+    in_cascade,
+    new_id,
+    order_of,
+)
+from agent.store import Document, Namespace, ObjectId, comparable, from_extended_json, to_extended_json
+from agent.volume import Volume
+
+Schedule = Callable[[str], dt.datetime | None]
+Reload = Callable[[], Awaitable[Document]]
+HEX_OF_AN_OBJECT_ID = 24
+CONTINUED = {"interrupted", "failed", "timed_out"}
+
+
+class Operations:
+    """The operations on one configuration; ``use`` replaces the jobs when it is loaded again."""
+
+    def __init__(  # noqa: PLR0913 - what the operations are made of, given once by the composition root
+        self,
+        keep: Keep,
+        runner: Runner,
+        observer: Observer,
+        jobs: Mapping[str, Job],
+        *,
+        database: str,
+        agent: str,
+        version: str,
+    ) -> None:
+        self._keep = keep
+        self._runner = runner
+        self._observer = observer
+        self._jobs = jobs
+        self._database = database
+        self._agent = agent
+        self._version = version
+        self._next_run: Schedule = lambda _: None
+        self._reload: Reload | None = None
+        self._passes: dict[str, Pass] = {}
+
+    def serve(self, *, next_run: Schedule, reload: Reload) -> None:
+        """Joins the operations to a running service: its clock, and its configuration."""
+        self._next_run = next_run
+        self._reload = reload
+
+    def use(self, jobs: Mapping[str, Job]) -> None:
+        """Takes the jobs of a configuration that was loaded again."""
+        self._jobs = jobs
+
+    # --- run
+
+    async def run_job(
+        self,
+        name: str,
+        /,
+        *,
+        trigger: Trigger,
+        requested_by: str | None,
+        dry_run: bool = False,
+        accept: frozenset[str] = frozenset(),
+    ) -> Active:
+        """Begins a run of one job. Raises ``NotFoundError``, ``BusyError``, ``StoreError``."""
+        job = find_job(self._jobs, name)
+        order, body = order_of(
+            job, trigger, dry_run=dry_run, accept=accept, requested_by=requested_by, overlay=Overlay()
+        )
+        try:
+            return await self._runner.start(order, body)
+        except BusyError:
+            self._observer.skipped(name)
+            raise
+
+    async def run_pass(
+        self,
+        *,
+        trigger: Trigger,
+        requested_by: str | None,
+        dry_run: bool = False,
+        accept: frozenset[str] = frozenset(),
+        names: Sequence[str] | None = None,
+        slots: Mapping[str, dt.datetime] | None = None,
+    ) -> Pass:
+        """Begins a pass: the named jobs, or all that are enabled, in cascade order.
+
+        Raises ``NotFoundError`` for a name, and ``BusyError`` where a pass that a person asked for is still going on.
+        """
+        if names is None:
+            chosen = [job for job in self._jobs.values() if job.enabled]
+        else:
+            chosen = [find_job(self._jobs, name) for name in dict.fromkeys(names)]
+        overlay, pass_id = Overlay(), new_id()
+        orders = [
+            order_of(
+                job,
+                trigger,
+                dry_run=dry_run,
+                accept=accept,
+                requested_by=requested_by,
+                overlay=overlay,
+                pass_id=pass_id,
+                scheduled_for=(slots or {}).get(job.name),
+            )
+            for job in in_cascade(chosen)
+        ]
+        return self._begin(orders, exclusive=trigger in {"manual", "cli"})
+
+    def _begin(self, orders: Sequence[tuple[Order, Body]], *, exclusive: bool) -> Pass:
+        if exclusive and any(not going.task.done() for going in self._passes.values()):
+            raise BusyError("a pass is already running")
+        begun = Pass(self._runner, self._observer, orders)
+        if exclusive:
+            self._passes = {begun.id: begun}
+        return begun
+
+    async def cancel(self, run_id: str, /, *, requested_by: str | None) -> Document:
+        """Asks a run to end between two batches, here or on another replica. Raises ``NotFoundError``, ``UsageError``."""
+        active = self._runner.active(run_id)
+        if active is not None:
+            active.stop.set()
+            return active.record()
+        record = await self._keep.journal.get(run_id)
+        if not await self._keep.journal.ask_to_stop(run_id):
+            raise UsageError(f"run {run_id} has ended ({record['outcome']}): there is nothing to cancel")
+        del requested_by
+        return _json(record)
+
+    # --- plans, restore
+
+    async def apply(self, plan: str, /, *, requested_by: str | None) -> Pass:
+        """Carries out the plan of a dry run, or of each dry run of a pass. Raises ``NotFoundError``, ``UsageError``, ``BusyError``."""
+        records = await self._plans(plan)
+        pass_id = new_id()
+        orders = [await self._apply_order(record, pass_id, requested_by) for record in records]
+        return self._begin(orders, exclusive=True)
+
+    async def _plans(self, id: str) -> list[Document]:
+        """The dry runs that are meant, those that planned something."""
+        of_pass = await self._keep.journal.of_pass(id)
+        records = of_pass or [await self._keep.journal.get(id)]
+        if not all(record["dry_run"] for record in records):
+            raise UsageError(f"{id} is no dry run: only the plan of a dry run can be applied")
+        planned = [record for record in records if record["outcome"] == "succeeded"]
+        if not planned:
+            raise UsageError(f"{id} has no plan: {records[0]['reason'] or 'it has not ended'}")
+        cascade = {job.name: number for number, job in enumerate(in_cascade(list(self._jobs.values())))}
+        return sorted(planned, key=lambda record: cascade.get(record["job"], len(cascade)))
+
+    async def _apply_order(self, record: Document, pass_id: str, requested_by: str | None) -> tuple[Order, Body]:
+        job, plan, controls = find_job(self._jobs, record["job"]), record["_id"], self._keep.controls
+        now = await self._keep.store.now()
+        expires = record["started_at"] + dt.timedelta(hours=24)
+        if now >= expires:
+            raise UsageError(f"the plan of {plan} is older than 24h: look again with a new dry run")
+        earlier = await controls.plan_of(plan)
+        if earlier is not None and not await self._may_continue(earlier):
+            raise UsageError(f"the plan of {plan} was applied by run {earlier}: a plan is applied once")
+        order = Order(
+            job=job.name,
+            kind=job.kind,
+            trigger="plan",
+            requested_by=requested_by,
+            timeout=job.run_timeout,
+            pass_id=pass_id,
+            source=plan,
+        )
+
+        async def body(execution: Execution) -> None:
+            if not await controls.claim_plan(plan, earlier, order.run_id, expires):
+                raise UsageError(f"the plan of {plan} is being applied by another run")
+            await execution.apply(job, plan)
+
+        return order, body
+
+    async def _may_continue(self, run: str) -> bool:
+        """Whether an earlier apply of a plan ended before its end."""
+        try:
+            record = await self._keep.journal.get(run)
+        except NotFoundError:
+            return True
+        return record["outcome"] in CONTINUED
+
+    async def restore(self, run_id: str, /, *, item: str | None = None, requested_by: str | None) -> Active:
+        """Undoes what a run changed, or one document of it. Raises ``NotFoundError``, ``UsageError``, ``BusyError``."""
+        record = await self._keep.journal.get(run_id)
+        if record["dry_run"] or record["trigger"] == "restore":
+            raise UsageError(f"run {run_id} changed nothing that can be restored: it is a {_sort(record)}")
+        narrowing = await self._narrowing(run_id, item) if item is not None else {}
+        order = Order(
+            job=record["job"],
+            kind=record["kind"],
+            trigger="restore",
+            requested_by=requested_by,
+            timeout=RESTORE_TIMEOUT,
+            source=run_id,
+        )
+        return await self._runner.start(order, lambda execution: execution.restore(run_id, narrowing))
+
+    async def _narrowing(self, run_id: str, text: str) -> Document:
+        """The one entry of the run that is about the document of that id."""
+        narrowing: Document = {"id": {"$in": ids_of(text)}}
+        found = [entry async for entry in self._keep.archive.entries({"run": run_id, **narrowing}, limit=10)]
+        return {"id": {"$eq": _the_one(text, [entry["id"] for entry in found], f"run {run_id}")}}
+
+    # --- holds, pauses
+
+    async def hold(
+        self, database: str | None, collection: str, id_text: str, /, *, requested_by: str | None, reason: str | None = None
+    ) -> Document:
+        """Keeps every job off a document until it is released. Raises ``NotFoundError``, ``UsageError``."""
+        namespace = Namespace(database or self._database, collection)
+        id = await self._id(namespace, id_text)
+        why = reason or "held by an operator"
+        await self._keep.marks.hold(namespace, [id], by=requested_by, reason=why, until=None)
+        return _json({**namespace._asdict(), "id": id, "held": True, "by": requested_by, "reason": why})
+
+    async def release(
+        self, database: str | None, collection: str, id_text: str, /, *, requested_by: str | None, reason: str | None = None
+    ) -> Document:
+        """Ends a hold. Raises ``NotFoundError`` where there is none."""
+        del requested_by, reason
+        namespace = Namespace(database or self._database, collection)
+        released = [id for id in ids_of(id_text) if await self._keep.marks.release(namespace, id)]
+        if not released:
+            raise NotFoundError(f"{namespace} has no held document with the id {id_text}")
+        return _json({**namespace._asdict(), "id": released[0], "held": False})
+
+    async def _id(self, namespace: Namespace, text: str) -> Any:
+        found = await self._keep.store.collection(namespace).find_all({"_id": {"$in": ids_of(text)}}, ["_id"])
+        return _the_one(text, [document["_id"] for document in found], str(namespace))
+
+    async def pause(self, job: str | None, /, *, requested_by: str | None) -> Document:
+        """Stops the clock of a job, or of everything, on every replica and across restarts."""
+        if job is not None:
+            find_job(self._jobs, job)
+        await self._keep.controls.pause(job, by=requested_by, at=await self._keep.store.now())
+        return {"job": job, "paused": True}
+
+    async def resume(self, job: str | None, /, *, requested_by: str | None) -> Document:
+        """Lets the clock go on."""
+        del requested_by
+        if job is not None:
+            find_job(self._jobs, job)
+        await self._keep.controls.resume(job)
+        return {"job": job, "paused": False}
+
+    # --- look
+
+    async def status(self) -> Document:
+        """The service at a glance."""
+        jobs = await self.jobs()
+        totals = await self._keep.controls.totals()
+        pauses = await self._keep.controls.pauses()
+        return _json(
+            {
+                "version": self._version,
+                "agent": self._agent,
+                "now": await self._keep.store.now(),
+                "paused": None in pauses,
+                "jobs": jobs,
+                "statistics": statistics(totals),
+            }
+        )
+
+    async def jobs(self) -> list[Document]:
+        """Every configured job."""
+        pauses = await self._keep.controls.pauses()
+        return [await self._described(job, pauses) for job in in_cascade(list(self._jobs.values()))]
+
+    async def job(self, name: str, /) -> Document:
+        """One job. Raises ``NotFoundError``."""
+        job = find_job(self._jobs, name)
+        return await self._described(job, await self._keep.controls.pauses())
+
+    async def _described(self, job: Job, pauses: Mapping[str | None, Document]) -> Document:
+        settings = job.model_dump(mode="json")
+        return _json(
+            {
+                "name": job.name,
+                "kind": job.kind,
+                "enabled": job.enabled,
+                "dry_run": job.dry_run,
+                "paused": None in pauses or job.name in pauses,
+                "schedule": {key: settings.get(key) for key in ("every", "cron", "timezone", "run_on_startup")},
+                "settings": settings,
+                "last_run": await self._keep.journal.last(job.name, {}),
+                "next_run": self._next_run(job.name),
+            }
+        )
+
+    async def runs(  # noqa: PLR0913 - one a filter
+        self,
+        *,
+        job: str | None = None,
+        pass_id: str | None = None,
+        outcome: str | None = None,
+        trigger: str | None = None,
+        before: str | None = None,
+        limit: int = 50,
+    ) -> tuple[list[Document], str | None]:
+        """Runs, the newest first, and where to go on."""
+        asked = {"job": job, "pass": pass_id, "outcome": outcome, "trigger": trigger}
+        filter = {key: value for key, value in asked.items() if value is not None}
+        page, following = await self._keep.journal.page(filter, before=before, limit=limit)
+        return [_json(record) for record in page], following
+
+    async def run(self, run_id: str, /) -> Document:
+        """One run, also one that waits for its turn. Raises ``NotFoundError``."""
+        for going in self._passes.values():
+            for record in going.runs():
+                if record["_id"] == run_id and (record["started_at"] is None):
+                    return record
+        active = self._runner.active(run_id)
+        return active.record() if active is not None else _json(await self._keep.journal.get(run_id))
+
+    async def items(self, run_id: str, /, *, after: str | None = None, limit: int = 100) -> tuple[list[Document], str | None]:
+        """What a run planned or changed, in order, and where to go on. Raises ``NotFoundError``, ``UsageError``."""
+        await self._keep.journal.get(run_id)
+        if after is not None and not ObjectId.is_valid(after):
+            raise UsageError(f"after is the _id of an item, not {after!r}")
+        page, following = await self._keep.archive.page(run_id, after=after, limit=limit)
+        return [_json(entry) for entry in page], following
+
+    async def reload(self, *, requested_by: str | None) -> Document:
+        """Loads the configuration again. Raises ``ConfigurationError``; then the running one stays."""
+        del requested_by
+        if self._reload is None:
+            raise UsageError("there is no running service to reload")
+        return await self._reload()
+
+    # --- explain
+
+    async def explain(self, name: str, id_text: str, /) -> Document:
+        """Why a job would touch a document, or not: each condition with its value, and what the selection says.
+
+        The conditions are the job's own, evaluated by the server for this one document; the verdict is the job's own
+        selection, narrowed to it.
+        """
+        job = find_job(self._jobs, name)
+        id = await self._id(job.namespace, id_text)
+        now = await self._keep.store.now()
+        document = await self._keep.store.collection(job.namespace).find_one({"_id": {"$eq": id}}) or {}
+        ports = Ports(StoreReader(self._keep.store), Volume(self._keep.threads))
+        item = await self._selected(job, ports, id, now)
+        return _json(
+            {
+                "job": job.name,
+                "kind": job.kind,
+                **job.namespace._asdict(),
+                "id": id,
+                "found": item.what if item else None,
+                "action": item.action if item else None,
+                "reason": item.reason if item else "the job would leave it alone",
+                "held_by": await self._held_by(job, ports, id, now) if item else [],
+                "actions": [
+                    {
+                        "action": action,
+                        "conditions": [await self._evaluated(job, one, document) for one in conditions]
+                        + ([{"name": job.evidence, "holds": bool(item and item.action), "values": {}}] if job.evidence else []),
+                    }
+                    for action, conditions in job.explain(now).items()
+                ],
+                "proofs": [{"guard": proof.guard, "refusal": proof.refusal} for proof in await job.proofs(ports)],
+            }
+        )
+
+    async def _selected(self, job: Job, ports: Ports, id: Any, now: dt.datetime) -> Any:
+        narrowed = job.model_copy(update={"where": {"$and": [*([dict(job.where)] if job.where else []), {"_id": {"$eq": id}}]}})
+        async for item in narrowed.select(ports, now):
+            return item
+        return None
+
+    async def _evaluated(self, job: Job, condition: Condition, document: Document) -> Document:
+        collection = self._keep.store.collection(job.namespace)
+        holds = await collection.count({"$and": [{"_id": {"$eq": document["_id"]}}, condition.filter]})
+        return {
+            "name": condition.name,
+            "holds": bool(holds),
+            "values": {field: read(document, field) for field in condition.fields},
+        }
+
+    async def _held_by(self, job: Job, ports: Ports, id: Any, now: dt.datetime) -> list[str]:
+        held = ["hold"] if await self._keep.marks.held(job.namespace, [id]) else []
+        if isinstance(job, Quarantined) and job.quarantine:
+            volume = next((proof.identity for proof in await job.proofs(ports) if proof.identity), None)
+            seen = (await self._keep.marks.first_seen(job.name, job.namespace, [id], volume)).get(comparable(id))
+            if seen is None or seen > now - job.quarantine:
+                held.append("quarantine")
+        return held
+
+
+def ids_of(text: str) -> list[Any]:
+    """The ids that a text may mean: Extended JSON if it parses as such, else a string, else a 24-digit ObjectId."""
+    ids: list[Any] = [text]
+    try:
+        parsed = from_extended_json(text)
+    except ValueError:
+        pass
+    else:
+        if parsed is not None:
+            ids.insert(0, parsed)
+    if len(text) == HEX_OF_AN_OBJECT_ID and ObjectId.is_valid(text):
+        ids.append(ObjectId(text))
+    return ids
+
+
+def _the_one(text: str, found: Sequence[Any], where: str) -> Any:
+    if not found:
+        raise NotFoundError(f"{where} has no document with the id {text}")
+    if len(found) > 1:
+        listed = ", ".join(str(to_extended_json(id)) for id in found)
+        raise UsageError(f"{text} means several documents of {where}: {listed}; write the one as Extended JSON")
+    return found[0]
+
+
+def _sort(record: Document) -> str:
+    return "dry run" if record["dry_run"] else "restore"
+
+
+def _json(document: Mapping[str, Any]) -> Document:
+    shown: Document = to_extended_json(document)
+    return shown

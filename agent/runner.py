@@ -1,0 +1,431 @@
+"""The runner: the only caller of a job. Schedule, start-up, HTTP and command line all take this path.
+
+It claims a run (lease, slot, record), lets ``Execution`` do the body, and turns whatever happens into one outcome, one
+closed record, one set of metrics and one log line. A run that is not finished when the process dies is closed by the
+next one that takes the lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, cast
+
+import structlog
+
+from agent.batches import Keep
+from agent.errors import (
+    AgentError,
+    BusyError,
+    InterruptedRunError,
+    LeaseLostError,
+    NotFoundError,
+    RefusedError,
+    SlotTakenError,
+    StoreError,
+)
+from agent.execution import Execution
+from agent.job import Guard, Job, Outcome, Run, Trigger
+from agent.lease import HeldError, Lease, Leases
+from agent.reader import Overlay
+from agent.store import Document, Session, time_limit, to_extended_json
+
+log = structlog.get_logger()
+
+CLOSE_SECONDS = 10.0  # for the record of a run that ends; what fails is closed by the next run
+DRY_LEFT_AFTER = dt.timedelta(hours=24)  # a dry run that is still open then has no agent any more
+RESTORE_TIMEOUT = dt.timedelta(minutes=30)
+
+Body = Callable[[Execution], Awaitable[None]]
+
+
+class Observer(Protocol):
+    """What is told of runs, for metrics."""
+
+    def run_started(self, job: str) -> None:
+        """A run began."""
+
+    def run_ended(
+        self, job: str, outcome: Outcome, seconds: float, changed: Mapping[str, int], failed: int, guard: Guard | None
+    ) -> None:
+        """A run ended."""
+
+    def skipped(self, job: str) -> None:
+        """A run was not begun: the job is running, or a replica has the slot."""
+
+    def missed(self, job: str, count: int = 1) -> None:
+        """Slots went by without a run."""
+
+    def lease(self, job: str, *, held: bool) -> None:
+        """Whether this process holds the lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is asked for: which job, why, and how."""
+
+    job: str
+    kind: str
+    trigger: Trigger
+    requested_by: str | None = None
+    dry_run: bool = False
+    accept: frozenset[str] = frozenset()
+    scheduled_for: dt.datetime | None = None
+    timeout: dt.timedelta = dt.timedelta(minutes=10)
+    pass_id: str = field(default_factory=lambda: new_id())
+    run_id: str = field(default_factory=lambda: new_id())
+    overlay: Overlay | None = None
+    source: str | None = None
+
+
+class Active:
+    """A run that is going on in this process."""
+
+    def __init__(self, run: Run, deadline: float) -> None:
+        self.run = run
+        self.deadline = deadline
+        self.stop = asyncio.Event()
+        self.guard: Guard | None = None
+        self.error: AgentError | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    @property
+    def id(self) -> str:
+        """The run's id."""
+        return self.run.id
+
+    def record(self) -> Document:
+        """The record as it is now, as JSON."""
+        shown: Document = to_extended_json(self.run.document)
+        return shown
+
+    async def wait(self, seconds: float | None = None) -> bool:
+        """Waits for the end, that long at most; says whether it came."""
+        assert self.task is not None  # noqa: S101 - set where it is made
+        done, _ = await asyncio.wait({self.task}, timeout=seconds)
+        return bool(done)
+
+
+class Runner:
+    """Claims, runs and closes."""
+
+    def __init__(self, keep: Keep, leases: Leases, observer: Observer, *, agent: str) -> None:
+        """``agent`` names this process in records and leases."""
+        self._keep = keep
+        self._leases = leases
+        self._observer = observer
+        self._agent = agent
+        self._active: dict[str, Active] = {}
+        self._busy: set[tuple[str, bool]] = set()
+        self._stopping = False
+
+    def active(self, run: str) -> Active | None:
+        """The run, if it is going on here."""
+        return self._active.get(run)
+
+    async def start(self, order: Order, body: Body) -> Active:
+        """Claims a run and begins it. Raises ``BusyError``, ``SlotTakenError`` or ``StoreError`` where it cannot be had."""
+        slot = (order.job, order.dry_run)
+        if self._stopping:
+            raise BusyError("the agent is shutting down")
+        if slot in self._busy:
+            raise BusyError(f"{order.job} is already running")
+        self._busy.add(slot)
+        try:
+            run, lease, now = await self._claim(order)
+        except BaseException:
+            self._busy.discard(slot)
+            raise
+        active = Active(run, asyncio.get_running_loop().time() + order.timeout.total_seconds())
+        self._active[run.id] = active
+        active.task = asyncio.create_task(self._run(active, order, body, lease, now), name=f"run {run.id}")
+        return active
+
+    # --- claim
+
+    async def _claim(self, order: Order) -> tuple[Run, Lease | None, dt.datetime]:
+        run = Run(
+            id=order.run_id,
+            pass_id=order.pass_id,
+            job=order.job,
+            kind=order.kind,
+            trigger=order.trigger,
+            requested_by=order.requested_by,
+            dry_run=order.dry_run,
+            agent=self._agent,
+            scheduled_for=None if order.dry_run else order.scheduled_for,
+            accept=order.accept,
+            source=order.source,
+        )
+        with time_limit(CLOSE_SECONDS):
+            if order.dry_run:
+                now = run.started_at = await self._keep.store.now()
+                await self._keep.journal.close_left_dry(now - DRY_LEFT_AFTER, now)
+                await self._keep.journal.open(run)
+                return run, None, now
+            lease = await self._leases.acquire(order.job, run.id, run.scheduled_for)
+            run.started_at, run.term = lease.now, lease.term
+            try:
+                await self._keep.journal.open(run)
+                await self._recover(order.job, lease)
+            except BaseException:
+                await lease.release()
+                raise
+            return run, lease, lease.now
+
+    async def _recover(self, job: str, lease: Lease) -> None:
+        """Settles what a dead agent left of earlier terms of the job."""
+        settled = not await self._keep.store.has_transactions()
+        if settled:
+            pending = [entry async for entry in self._keep.archive.entries({"state": "pending", "job": job})]
+            await self._keep.restorer.settle(pending)
+        for left in await self._keep.journal.left(job, lease.term):
+            if settled:
+                await self._keep.journal.set_counts(left, await self._keep.archive.counts(left))
+            closed = await self._keep.journal.close_left(left, lease.now)
+            if closed is not None:
+                await self._keep.controls.add_totals(closed)
+                log.warning("closed_left_run", job=job, run=left)
+
+    # --- run
+
+    async def _run(self, active: Active, order: Order, body: Body, lease: Lease | None, now: dt.datetime) -> None:
+        run = active.run
+        began = asyncio.get_running_loop().time()
+        self._observer.run_started(run.job)
+        try:
+            with structlog.contextvars.bound_contextvars(run=run.id, job=run.job):
+                execution = Execution(
+                    self._keep,
+                    run,
+                    now=now,
+                    deadline=active.deadline,
+                    stop=active.stop,
+                    lease=lease,
+                    overlay=order.overlay,
+                )
+                run.outcome = await self._outcome(active, execution, body, lease)
+                run.seconds = round(asyncio.get_running_loop().time() - began, 3)
+                run.ended_at = now + dt.timedelta(seconds=run.seconds)
+                await self._close(active, execution, lease)
+        finally:
+            self._busy.discard((order.job, order.dry_run))
+            self._active.pop(run.id, None)
+            self._report(active)
+
+    async def _outcome(self, active: Active, execution: Execution, body: Body, lease: Lease | None) -> Outcome:
+        """Does the work, and names how it ended."""
+        run = active.run
+        try:
+            if lease is None:
+                await body(execution)
+            else:
+                self._observer.lease(run.job, held=True)
+                async with lease.renewing():
+                    await body(execution)
+        except RefusedError as error:
+            active.guard, run.reason = cast(Guard, error.guard), f"{error.guard}: {error}"
+            return "refused"
+        except (InterruptedRunError, LeaseLostError) as error:
+            run.reason = str(error)
+            return "interrupted"
+        except asyncio.CancelledError:
+            run.reason = "the agent was shut down"
+            return "interrupted"
+        except TimeoutError:
+            return self._timed_out(active)
+        except AgentError as error:
+            active.error, run.reason = error, str(error)
+            return self._timed_out(active) if asyncio.get_running_loop().time() >= active.deadline else "failed"
+        except Exception as error:  # the one place that catches broadly: a defect of a job must not stop the others
+            log.exception("run_broke")
+            run.reason = f"{type(error).__name__}: a defect of the agent, see its log"
+            return "failed"
+        return "succeeded"
+
+    @staticmethod
+    def _timed_out(active: Active) -> Outcome:
+        active.run.reason = "the run's time was up (run_timeout); the next run goes on"
+        return "timed_out"
+
+    async def _close(self, active: Active, execution: Execution, lease: Lease | None) -> None:
+        run = active.run
+        run.report.complete = run.report.complete and run.outcome == "succeeded"
+        try:
+            with time_limit(CLOSE_SECONDS):
+                await self._close_record(run)
+                if run.outcome == "succeeded" and not run.dry_run:
+                    for proof in execution.proofs:
+                        await self._keep.controls.set_baseline(run.job, proof, run)
+        except StoreError as error:
+            log.warning("record_not_closed", run=run.id, error=str(error))
+        finally:
+            await self._release(run.job, lease)
+
+    async def _close_record(self, run: Run) -> None:
+        """Closes the record and adds it to the totals, both or neither where the server has transactions."""
+        if run.dry_run:
+            await self._keep.journal.close(run)
+            return
+
+        async def close(session: Session | None) -> None:
+            if await self._keep.journal.close(run, session):
+                await self._keep.controls.add_totals(run.document, session)
+
+        if await self._keep.store.has_transactions():
+            await self._keep.store.transaction(close, seconds=CLOSE_SECONDS)
+        else:
+            await close(None)
+
+    async def _release(self, job: str, lease: Lease | None) -> None:
+        if lease is None:
+            return
+        try:
+            with time_limit(CLOSE_SECONDS):
+                await lease.release()
+        except StoreError as error:
+            log.warning("lease_not_released", error=str(error))
+        finally:
+            self._observer.lease(job, held=False)
+
+    def _report(self, active: Active) -> None:
+        run, report = active.run, active.run.report
+        outcome: Outcome = run.outcome or "failed"
+        self._observer.run_ended(run.job, outcome, run.seconds or 0.0, report.changed, report.failed, active.guard)
+        write = log.info if outcome in {"succeeded", "interrupted"} else log.warning
+        write(
+            "run_ended",
+            run=run.id,
+            job=run.job,
+            trigger=run.trigger,
+            dry_run=run.dry_run,
+            outcome=outcome,
+            reason=run.reason,
+            seconds=run.seconds,
+            population=report.population,
+            found=dict(report.found),
+            held=dict(report.held),
+            changed=dict(report.changed),
+            failed=report.failed,
+        )
+
+    # --- end
+
+    async def shut_down(self, seconds: float) -> None:
+        """Lets the batches in hand end, records the runs as interrupted, and breaks off what does not end in time."""
+        self._stopping = True
+        for active in self._active.values():
+            active.stop.set()
+        tasks = [active.task for active in self._active.values() if active.task is not None]
+        if not tasks:
+            return
+        _, late = await asyncio.wait(tasks, timeout=seconds)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+
+
+class Pass:
+    """Runs of jobs that are due together, one after the other, in cascade order."""
+
+    def __init__(self, runner: Runner, observer: Observer, orders: Sequence[tuple[Order, Body]]) -> None:
+        self.id = orders[0][0].pass_id if orders else new_id()
+        self._runner = runner
+        self._observer = observer
+        self._orders = orders
+        self._records: dict[str, Document | Active] = {order.run_id: _waiting(order) for order, _ in orders}
+        self.errors: list[AgentError] = []
+        self.task = asyncio.create_task(self._run(), name=f"pass {self.id}")
+
+    def runs(self) -> list[Document]:
+        """The records of the runs, those that wait or were skipped included."""
+        return [entry.record() if isinstance(entry, Active) else entry for entry in self._records.values()]
+
+    @property
+    def actives(self) -> list[Active]:
+        """The runs that began."""
+        return [entry for entry in self._records.values() if isinstance(entry, Active)]
+
+    async def wait(self, seconds: float | None = None) -> bool:
+        """Waits for the end of all runs, that long at most; says whether it came."""
+        done, _ = await asyncio.wait({self.task}, timeout=seconds)
+        return bool(done)
+
+    async def _run(self) -> None:
+        for order, body in self._orders:
+            try:
+                active = await self._runner.start(order, body)
+            except (BusyError, SlotTakenError) as error:
+                self._skip(order, error)
+            except AgentError as error:
+                self._fail(order, error)
+            else:
+                self._records[order.run_id] = active
+                await active.wait()
+
+    def _skip(self, order: Order, error: AgentError) -> None:
+        self._observer.skipped(order.job)
+        if order.scheduled_for is not None and _missed(order, error):
+            self._observer.missed(order.job)
+        self._records[order.run_id] = {**_waiting(order), "outcome": "skipped", "reason": str(error)}
+        log.info("run_skipped", job=order.job, trigger=order.trigger, reason=str(error))
+
+    def _fail(self, order: Order, error: AgentError) -> None:
+        """A run that could not be claimed leaves no record: its dependency is away."""
+        self.errors.append(error)
+        self._observer.run_ended(order.job, "failed", 0.0, {}, 0, None)
+        self._records[order.run_id] = {**_waiting(order), "outcome": "failed", "reason": str(error)}
+        log.warning("run_not_begun", job=order.job, trigger=order.trigger, error=str(error))
+
+
+def _missed(order: Order, error: AgentError) -> bool:
+    """Whether a slot goes by without a run: the lease is held, and not for this very slot."""
+    return not isinstance(error, SlotTakenError) and not (
+        isinstance(error, HeldError) and error.lease.scheduled_for == order.scheduled_for
+    )
+
+
+def _waiting(order: Order) -> Document:
+    """The record of a run that has not begun."""
+    run = Run(
+        id=order.run_id,
+        pass_id=order.pass_id,
+        job=order.job,
+        kind=order.kind,
+        trigger=order.trigger,
+        requested_by=order.requested_by,
+        dry_run=order.dry_run,
+        agent="",
+        scheduled_for=order.scheduled_for,
+        accept=order.accept,
+        source=order.source,
+    )
+    shown: Document = to_extended_json(run.document)
+    return shown
+
+
+def new_id() -> str:
+    """An id for a run or a pass: the time of its making, for people, and randomness, for uniqueness."""
+    return f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(5)}"
+
+
+def order_of(job: Job, trigger: Trigger, **options: object) -> tuple[Order, Body]:
+    """The order for a plain run of a job."""
+    dry_run = bool(options.pop("dry_run", False)) or job.dry_run
+    order = Order(job=job.name, kind=job.kind, trigger=trigger, dry_run=dry_run, timeout=job.run_timeout, **options)  # type: ignore[arg-type]
+    return order, lambda execution: execution.clean(job)
+
+
+def in_cascade(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs in the order of a pass; those of one kind in the order of the configuration."""
+    return sorted(jobs, key=lambda job: job.cascade)
+
+
+def find_job(jobs: Mapping[str, Job], name: str) -> Job:
+    """The job of that name. Raises ``NotFoundError``, naming those that there are."""
+    if name not in jobs:
+        raise NotFoundError(f"there is no job {name}; there are: {', '.join(sorted(jobs)) or 'none'}")
+    return jobs[name]

@@ -1,0 +1,255 @@
+"""Directories on a volume: whether they are there, read off the event loop, each parent once. Nothing is written.
+
+"Could not look" is never "absent": an answer is one of present, absent, unreadable (a parent denies access), outside
+(a symbolic link leads out of the root) and malformed (something else stands in its place); an I/O error or no answer in
+time is ``VolumeError``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from agent.errors import VolumeError
+
+Presence = Literal["present", "absent", "unreadable", "outside", "malformed"]
+Parts = tuple[str, ...]
+T = TypeVar("T")
+
+NAMES_KEPT = 100_000  # directory names of the listings kept at a time: about 15 MB
+WITNESSES = 8  # directories found, looked for again before every batch: an emptied volume has none of them
+MARKER_BYTES = 4096
+PATHS_A_CALL = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """What the root of a tree looked like: a problem, or which volume it is."""
+
+    problem: str | None = None
+    device: tuple[int, int] = (0, 0)
+    marker: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    directories: frozenset[str]
+    others: dict[str, Literal["link", "other"]]
+
+    def __len__(self) -> int:
+        return len(self.directories) + len(self.others) + 1
+
+
+class Volume:
+    """One run's view of trees of directories: each directory is read once, and what was found is remembered."""
+
+    def __init__(self, executor: Executor, *, seconds: float = 30.0) -> None:
+        """``seconds`` bounds each look; the executor's threads are where a hanging file system hangs."""
+        self._executor = executor
+        self._seconds = seconds
+        self._trees: dict[Path, _Tree] = {}
+        self._roots: dict[Path, Root] = {}
+
+    async def inspect(self, root: Path, marker: str | None) -> Root:
+        """What the root looks like now; the first answer of the run without a problem is what ``unchanged`` compares."""
+        state = await self._call(lambda: _inspect(root, marker))
+        if state.problem is None:
+            self._roots.setdefault(root, state)
+        return state
+
+    async def look(self, root: Path, paths: Sequence[Parts]) -> list[Presence]:
+        """Whether each path under ``root`` is a directory, from listings made once a run.
+
+        Raises ``VolumeError`` where a directory could not be looked at.
+        """
+        tree = self._trees.setdefault(root, _Tree(root))
+        return await self._call(lambda: [tree.presence(path) for path in paths])
+
+    async def look_again(self, root: Path, marker: str | None, paths: Sequence[Parts]) -> list[bool]:
+        """Whether each path is absent now, looked up one by one and afresh.
+
+        Raises ``VolumeError`` where the root is no longer what it was at the first look of the run.
+        """
+        tree = self._trees.setdefault(root, _Tree(root))
+        first = self._roots.get(root)
+
+        def again() -> list[bool]:
+            state = _inspect(root, marker)
+            if state.problem or (first is not None and state != first):
+                raise VolumeError(f"{root} changed while it was looked at: {state.problem or 'it is another volume'}")
+            if tree.witnesses and all(_absent(root, path) for path in tree.witnesses):
+                raise VolumeError(f"{root} changed while it was looked at: the directories found before are gone")
+            return [_absent(root, path) for path in paths]
+
+        return await self._call(again)
+
+    async def _call(self, work: Callable[[], T]) -> T:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await loop.run_in_executor(self._executor, work)
+        except TimeoutError as error:
+            raise VolumeError(f"the file system gave no answer within {self._seconds:g} s") from error
+
+
+class _Tree:
+    """The listings of one tree. Blocking; used by one thread at a time."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._real = os.path.realpath(root)
+        self._listings: OrderedDict[Parts, _Listing | Presence] = OrderedDict()
+        self._names = 0
+        self.witnesses: list[Parts] = []
+
+    def presence(self, parts: Parts) -> Presence:
+        """What stands at the path."""
+        parent = self._listing(parts[:-1])
+        if isinstance(parent, str):
+            return parent
+        presence = self._entry(parent, parts)
+        if presence == "present" and len(self.witnesses) < WITNESSES:
+            self.witnesses.append(parts)
+        return presence
+
+    def _entry(self, parent: _Listing, parts: Parts) -> Presence:
+        name = parts[-1]
+        if name in parent.directories:
+            return "present"
+        kind = parent.others.get(name)
+        if kind == "link":
+            return self._link(parts)
+        if kind == "other":
+            return "malformed"
+        # A file system may know the name by another spelling (case, Unicode form): only its own answer counts.
+        return _probe(self._root, parts)
+
+    def _link(self, parts: Parts) -> Presence:
+        """A link is followed only as far as the root reaches; one that leads nowhere leads out."""
+        try:
+            real = os.path.realpath(self._root.joinpath(*parts), strict=True)
+        except OSError as error:
+            if error.errno in {errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EACCES}:
+                return "outside"
+            raise _failed(self._root.joinpath(*parts), error) from error
+        inside = os.path.commonpath([real, self._real]) == self._real
+        return "present" if inside and Path(real).is_dir() else "outside"
+
+    def _listing(self, parts: Parts) -> _Listing | Presence:
+        if parts in self._listings:
+            self._listings.move_to_end(parts)
+            return self._listings[parts]
+        found: _Listing | Presence = "present" if not parts else self._presence_of_parent(parts)
+        if found == "present":
+            found = self._scan(parts)
+        self._keep(parts, found)
+        return found
+
+    def _presence_of_parent(self, parts: Parts) -> Presence:
+        """What stands at the path of a directory that is itself a parent (never a witness)."""
+        parent = self._listing(parts[:-1])
+        return parent if isinstance(parent, str) else self._entry(parent, parts)
+
+    def _scan(self, parts: Parts) -> _Listing | Presence:
+        path = self._root.joinpath(*parts)
+        try:
+            with os.scandir(path) as entries:
+                return _sorted_out(entries)
+        except FileNotFoundError:
+            if not parts:
+                raise VolumeError(f"{path} is gone") from None
+            return "absent"
+        except PermissionError as error:
+            if not parts:
+                raise _failed(path, error) from error
+            return "unreadable"
+        except NotADirectoryError:
+            return "malformed"
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return "malformed"
+            raise _failed(path, error) from error
+
+    def _keep(self, parts: Parts, found: _Listing | Presence) -> None:
+        self._listings[parts] = found
+        self._names += len(found) if isinstance(found, _Listing) else 1
+        while self._names > NAMES_KEPT and len(self._listings) > len(parts) + 1:
+            _, oldest = self._listings.popitem(last=False)
+            self._names -= len(oldest) if isinstance(oldest, _Listing) else 1
+
+
+def _sorted_out(entries: Iterable[os.DirEntry[str]]) -> _Listing:
+    directories: set[str] = set()
+    others: dict[str, Literal["link", "other"]] = {}
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            directories.add(entry.name)
+        else:
+            others[entry.name] = "link" if entry.is_symlink() else "other"
+    return _Listing(frozenset(directories), others)
+
+
+def _inspect(root: Path, marker: str | None) -> Root:
+    try:
+        state = root.stat()
+        if not stat.S_ISDIR(state.st_mode):
+            return Root(problem=f"{root} is not a directory")
+        with os.scandir(root):
+            pass
+        content = _marker(root / marker) if marker else None
+    except FileNotFoundError:
+        return Root(problem=f"{root} does not exist")
+    except NotADirectoryError:
+        return Root(problem=f"{root} is not a directory")
+    except PermissionError:
+        return Root(problem=f"{root} may not be read")
+    except OSError as error:
+        raise _failed(root, error) from error
+    return Root(device=(state.st_dev, state.st_ino), marker=content)
+
+
+def _marker(path: Path) -> str | None:
+    """The content of the marker file, which names the volume; ``None`` where there is no such file."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MARKER_BYTES).decode("utf-8", "replace").strip()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
+        return None
+    except OSError as error:
+        raise _failed(path, error) from error
+
+
+def _absent(root: Path, parts: Parts) -> bool:
+    return _probe(root, parts) == "absent"
+
+
+def _probe(root: Path, parts: Parts) -> Presence:
+    """What stands at the path now, asked by its name: absent only where the file system says so itself."""
+    path = root.joinpath(*parts)
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return "absent"
+    except PermissionError:
+        return "unreadable"
+    except NotADirectoryError:
+        return "malformed"
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "outside"
+        if error.errno == errno.ENAMETOOLONG:
+            return "malformed"
+        raise _failed(path, error) from error
+    return "present"
+
+
+def _failed(path: Path, error: OSError) -> VolumeError:
+    return VolumeError(f"{path} could not be read: {error.strerror or error}")
