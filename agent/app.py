@@ -23,6 +23,7 @@ import structlog
 from agent import indexes
 from agent.archive import Archive, Restorer
 from agent.batches import Keep
+from agent.clients import Clients
 from agent.controls import Controls
 from agent.errors import BusyError, ConfigurationError, StoreError
 from agent.health import Check, Flag, Health, watch_loop_lag
@@ -71,6 +72,7 @@ class Agent:
             restorer=Restorer(self.store, archive),
             archive_bytes=settings.archive.max_size,
             threads=self.threads,
+            clients=Clients(self.metrics.cache),
         )
         leases = Leases(self._collection("leases"), holder=self.name, ttl=settings.lease.ttl)
         self.runner = Runner(self.keep, leases, self.metrics, agent=self.name)
@@ -103,6 +105,7 @@ class Agent:
 
     async def close(self) -> None:
         """Closes what the agent opened."""
+        await self.keep.clients.close()
         await self.store.close()
         self.threads.shutdown(wait=False, cancel_futures=True)
         self.metrics.close()
@@ -129,6 +132,7 @@ class Service:
         self.settings = load()
         self.agent = Agent(self.settings)
         self.port = 0
+        self._providers: set[str] = set()
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._startup = Flag("MongoDB was not reached yet")
@@ -304,6 +308,7 @@ class Service:
                 for job in self.settings.jobs.values():
                     self._show_schedule(job, paused=None in pauses or job.name in pauses)
                     await self._show_journal(job, now)
+                self._show_allocations(await self.agent.keep.controls.pictures(list(self.settings.jobs)))
         except StoreError as error:
             log.debug("gauges_not_refreshed", error=str(error))
 
@@ -316,6 +321,22 @@ class Service:
             interval_seconds=interval.total_seconds() if interval else None,
             next_run=self._next_run(job.name),
         )
+
+    def _show_allocations(self, pictures: Sequence[Document]) -> None:
+        """Shows the providers that the last audits saw, and forgets those that they saw no more."""
+        metrics, seen = self.agent.metrics, {str(picture["provider"]) for picture in pictures}
+        for gone in self._providers - seen:
+            metrics.forget_provider(gone)
+        self._providers = seen
+        for picture in pictures:
+            provider = picture["provider"]
+            for view in VIEWS:
+                amounts = picture[view]
+                metrics.allocation(provider, "cpu", view, amounts["cpu"] / 1000 if amounts else None)
+                metrics.allocation(provider, "memory", view, amounts["memory"] if amounts else None)
+                metrics.allocation(provider, "storage", view, amounts["storage"] if amounts else None)
+            if picture["up"] is not None:
+                metrics.audit_up(provider, up=picture["up"])
 
     async def _show_journal(self, job: Job, now: dt.datetime) -> None:
         journal = self.agent.keep.journal
@@ -373,6 +394,7 @@ class Service:
         loop.add_signal_handler(signal.SIGHUP, lambda: self._begin(self.reload_on_signal()))
 
 
+VIEWS: tuple[Literal["capacity", "booked", "owed", "used"], ...] = ("capacity", "booked", "owed", "used")
 # What is opened once; the other sections are looked up when they are needed.
 FIXED = ("mongodb", "http", "journal", "archive", "lease", "collections", "log", "shutdown")
 # The runs whose findings stand: what a refused proof kept from counting is no finding.

@@ -15,7 +15,8 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Literal
 
-from agent.job import Item, Run
+from agent.conditions import read
+from agent.job import Change, Item, Run
 from agent.store import (
     Binary,
     Collection,
@@ -59,7 +60,9 @@ class Archive:
                 **_entry(run, namespace, item, "planned", now + PLAN_KEEP),
                 "held": held,
                 "match": Binary(encode(item.match)),
+                "values": Binary(encode(item.values)),
                 "since": item.since,
+                "identity": item.identity,
             }
             for item, held in items
         ]
@@ -70,21 +73,26 @@ class Archive:
         run: Run,
         namespace: Namespace,
         documents: Sequence[tuple[Item, RawBSONDocument]],
-        values: Document | None,
+        change: Change,
         *,
         now: dt.datetime,
         state: State,
         session: Session | None = None,
     ) -> list[Document]:
-        """Archives documents before their change; ``values`` are what an update will set (``None``: a deletion)."""
+        """Archives documents before their change: whole ones before a deletion, else the fields that it sets."""
         entries: list[Document] = []
         for item, document in documents:
             entry = _entry(run, namespace, item, state, now + self._keep)
-            if values is None:
+            if change.set is None:
                 entry["before"] = Binary(document.raw)
             else:
-                entry["before"] = Binary(encode(_previous(decode(bytes(document.raw)), list(values))))
-                entry["after"] = Binary(encode({"set": list(values.items())}))
+                after = {**change.set, **item.values}
+                before = decode(bytes(document.raw))
+                entry["before"] = Binary(encode(_previous(before, list(after))))
+                if change.counter is not None:
+                    entry["counter"] = change.counter
+                    after[change.counter] = read(before, change.counter) + 1
+                entry["after"] = Binary(encode({"set": list(after.items())}))
             entries.append(entry)
         if self.enabled:
             await self._collection.insert_many(entries, session=session)
@@ -127,8 +135,9 @@ class Archive:
         """The items of a plan that were not applied yet, in batches."""
         batch: list[Item] = []
         async for entry in self.entries({"run": run, "state": "planned"}):
-            match = decode(entry["match"])
-            batch.append(Item(entry["id"], entry["what"], entry["action"], entry["reason"], match, entry["since"]))
+            match, values = decode(entry["match"]), decode(entry["values"])
+            said = (entry["what"], entry["action"], entry["reason"], match, entry["since"], values, entry["identity"])
+            batch.append(Item(entry["id"], *said))
             if len(batch) >= size:
                 yield batch
                 batch = []
@@ -191,7 +200,8 @@ def undo(entry: Document) -> tuple[Document, Document]:
             unsets[previous["created"]] = ""
         else:
             sets[previous["path"]] = previous["value"]
-    return still, {name: values for name, values in (("$set", sets), ("$unset", unsets)) if values}
+    counts = {entry["counter"]: 1} if "counter" in entry else {}
+    return still, {name: values for name, values in (("$set", sets), ("$unset", unsets), ("$inc", counts)) if values}
 
 
 class Restorer:

@@ -18,6 +18,7 @@ from typing import TypeVar
 import structlog
 
 from agent.archive import ENTRY_BYTES, Archive, Restorer
+from agent.clients import Clients
 from agent.controls import Controls
 from agent.errors import ConflictError, StoreDeniedError, StoreError, StoreUnavailableError
 from agent.job import Action, Change, Item, Job, Run, action_of
@@ -46,6 +47,7 @@ class Keep:
     restorer: Restorer
     archive_bytes: int
     threads: Executor
+    clients: Clients
 
 
 @dataclass
@@ -178,7 +180,7 @@ class Batches:
             self._run,
             job.namespace,
             fitting,
-            change.set,
+            change,
             now=self._now,
             state="pending" if session is None else "done",
             session=session,
@@ -186,7 +188,10 @@ class Batches:
         matched = [item for item, _ in fitting]
         if session is None:
             self._lease.check()  # as late as can be: a standalone server has no other fence
-        writes = [Write(filter, change.set) for filter in _guarded(change, matched)]
+        writes = [
+            Write(filter, None if change.set is None else {**change.set, **some[0].values}, change.counter)
+            for filter, some in _guarded(change, matched)
+        ]
         count = await collection.write(writes, session=session)
         if session is None:
             entries = await self._confirm(entries, count)
@@ -245,19 +250,20 @@ def _namespace(entry: Document) -> Namespace:
     return Namespace(entry["database"], entry["collection"])
 
 
-def _guarded(change: Change, items: Sequence[Item]) -> list[Document]:
-    """The filters of the writes: ids, the change's conditions, and the evidence that only these documents carry."""
-    groups: dict[bytes, list[Item]] = defaultdict(list)
+def _guarded(change: Change, items: Sequence[Item]) -> list[tuple[Document, list[Item]]]:
+    """Filters for writes, each with its items: ids, the change's conditions, and the evidence that only they carry."""
+    groups: dict[tuple[bytes, bytes], list[Item]] = defaultdict(list)
     for item in items:
-        groups[encode(item.match)].append(item)
+        groups[encode(item.match), encode(item.values)].append(item)
     return [
-        {"$and": [{"_id": {"$in": [item.id for item in some]}}, change.filter, some[0].match]} for some in groups.values()
+        ({"$and": [{"_id": {"$in": [item.id for item in some]}}, change.filter, some[0].match]}, some)
+        for some in groups.values()
     ]
 
 
 def _any_of(change: Change, items: Sequence[Item]) -> Document:
     """One filter for all of the items, that lets the server walk the ``_id`` index once."""
-    filters = _guarded(change, items)
+    filters = [filter for filter, _ in _guarded(change, items)]
     if len(filters) == 1:
         return filters[0]
     return {"$and": [{"_id": {"$in": [item.id for item in items]}}, {"$or": filters}]}

@@ -7,7 +7,7 @@ One document a thing, its ``_id`` saying which: ``pause`` or ``pause/JOB``, ``to
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from agent.errors import DuplicateError
 from agent.guards import Baseline
@@ -66,6 +66,17 @@ class Controls:
             "at": run.started_at,
         }
         await self._collection.update_one({"_id": f"baseline/{job}/{proof.guard}"}, {"$set": values}, upsert=True)
+
+    async def set_pictures(self, job: str, pictures: Sequence[Document]) -> None:
+        """Keeps what the last audit saw of the providers, for the gauges and the page of every replica."""
+        await self._collection.update_one(
+            {"_id": f"pictures/{job}"}, {"$set": {"pictures": list(pictures)}}, upsert=True
+        )
+
+    async def pictures(self, jobs: Sequence[str]) -> list[Document]:
+        """What the last audits of these jobs saw of the providers."""
+        found = await self._collection.find_all({"_id": {"$in": [f"pictures/{job}" for job in jobs]}})
+        return [picture for record in found for picture in record["pictures"]]
 
     async def count_deleted(self, namespace: Namespace, count: int, session: Session | None = None) -> None:
         """Counts what the agent deleted (or, negative, restored) in a collection."""

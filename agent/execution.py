@@ -17,7 +17,7 @@ from agent.archive import RESTORE_BATCH
 from agent.batches import Batches, Keep
 from agent.errors import AgentError, InterruptedRunError, RefusedError
 from agent.guards import cap, judge, refuse_cap
-from agent.job import Item, Job, Ports, Proof, Quarantined, Run, action_of
+from agent.job import Item, Job, Ports, Proof, Run, action_of
 from agent.lease import Lease
 from agent.reader import Overlay, StoreReader
 from agent.spool import Spool
@@ -53,26 +53,47 @@ class Execution:
         self._deadline = deadline
         self._stop = stop
         self._overlay = overlay if run.dry_run else None
-        self._ports = Ports(StoreReader(keep.store, self._overlay), Volume(keep.threads))
+        self._ports = Ports(StoreReader(keep.store, self._overlay), Volume(keep.threads), keep.clients)
         self._batches = Batches(keep, run, lease, now, self._left) if lease is not None else None
         self._archived = 0
         self.proofs: Sequence[Proof] = ()
+
+    @property
+    def pictures(self) -> Sequence[Document]:
+        """What the selection saw of providers."""
+        return self._ports.pictures
 
     # --- look and guard
 
     async def clean(self, job: Job) -> None:
         """Selects, guards, and then plans or acts."""
+        if job.scope == "process":
+            await self._evict(job)
+            return
         spool = await self._interruptible(self._look(job))
         if spool is None:
             self._report.complete = True
             return
         due = await self._interruptible(self._sort_out(job, spool))
+        if not job.acts:
+            self._report.complete = True
+            return
         self._guard(job, len(spool))
         if self._run.dry_run:
             self._lay_over(job, due)
             self._report.complete = self._most(job, due) >= len(due)
             return
         await self._act(job, due)
+
+    async def _evict(self, job: Job) -> None:
+        """The whole run of a kind that changes nothing but this process: no marks, no archive, no batches."""
+        self._report.population = await job.population(self._ports)
+        async for item in job.select(self._ports, self._now):
+            self._check()
+            self._report.finds(item)
+            if not self._run.dry_run and await job.evict(self._ports, item):
+                self._report.changed[action_of(item)] += 1
+        self._report.complete = True
 
     async def _look(self, job: Job, *, count: bool = True) -> Spool | None:
         """All that the rule finds, with the proofs asked before and after; nothing where there is no population."""
@@ -111,11 +132,11 @@ class Execution:
                     due.add(item)
                 else:
                     self._report.held[reason] += 1
-            if self._run.dry_run:
-                await self._keep.archive.plan(self._run, job.namespace, sorted_out, self._now)
-            else:
+            if not self._run.dry_run:
                 await self._sight(job, items)
-        if not self._run.dry_run and isinstance(job, Quarantined):
+            elif job.acts:
+                await self._keep.archive.plan(self._run, job.namespace, sorted_out, self._now)
+        if not self._run.dry_run and job.patience:
             await self._keep.marks.forget_unseen(job.name, self._run.id)
         return due
 
@@ -124,26 +145,23 @@ class Execution:
         marks, ids = self._keep.marks, [item.id for item in items]
         held = await marks.held(job.namespace, ids)
         reasons = {number: "hold" for number, item in enumerate(items) if comparable(item.id) in held}
-        if not isinstance(job, Quarantined) or not job.quarantine:
+        if not job.patience:
             return reasons
-        seen = await marks.first_seen(job.name, job.namespace, ids, self._volume)
+        seen = await marks.first_seen(job.name, job.namespace, ids)
         for number, item in enumerate(items):
-            first = seen.get(comparable(item.id))
-            if first is None or first > self._now - job.quarantine:
+            evidence, first = seen.get(comparable(item.id), (None, self._now))
+            if evidence != self._evidence(item) or first > self._now - job.patience:
                 reasons.setdefault(number, "quarantine")
         return reasons
 
     async def _sight(self, job: Job, items: Sequence[Item]) -> None:
-        if isinstance(job, Quarantined) and job.quarantine:
-            ids = [item.id for item in items]
-            await self._keep.marks.sight(
-                job.name, job.namespace, ids, volume=self._volume, run=self._run.id, now=self._now
-            )
+        if job.patience:
+            seen = [(item.id, self._evidence(item)) for item in items]
+            await self._keep.marks.sight(job.name, job.namespace, seen, run=self._run.id, now=self._now)
 
-    @property
-    def _volume(self) -> str | None:
-        """What names the source of the evidence: sightings on different volumes are not two of one thing."""
-        return next((proof.identity for proof in self.proofs if proof.identity), None)
+    def _evidence(self, item: Item) -> str | None:
+        """What names the evidence: sightings on different volumes are not two of one thing."""
+        return item.identity or next((proof.identity for proof in self.proofs if proof.identity), None)
 
     def _guard(self, job: Job, actionable: int) -> None:
         found = actionable - self._report.held["hold"]
@@ -169,7 +187,7 @@ class Execution:
                 if change.set is None:
                     self._overlay.delete(job.namespace, item.id)
                 else:
-                    self._overlay.update(job.namespace, item.id, change.set)
+                    self._overlay.update(job.namespace, item.id, {**change.set, **item.values})
 
     # --- act
 
@@ -239,7 +257,7 @@ class Execution:
 
     async def _look_back(self, job: Job, items: Sequence[Item], entries: Sequence[Document]) -> None:
         """Looks at the evidence once more and restores at once what came back while the batch was written."""
-        if not items:
+        if not items or not job.looks_back:
             return
         with time_limit(LOOK_BACK_SECONDS):
             holding = {comparable(item.id) for item in await job.still(self._ports, items, self._now)}

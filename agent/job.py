@@ -22,6 +22,7 @@ from agent.settings import Duration, Filter
 from agent.store import Document, Index, Key, Namespace, from_extended_mapping
 
 if TYPE_CHECKING:
+    from agent.clients import Clients
     from agent.volume import Volume
 
 Scope = Literal["shared", "process"]
@@ -50,6 +51,10 @@ class Item:
     reason: str
     match: Document = field(default_factory=dict)
     since: dt.datetime | None = None
+    values: Document = field(default_factory=dict)
+    """What is set on this document, beside what the change sets on all."""
+    identity: str | None = None
+    """Names the evidence: a sighting of another one is not a second sighting."""
 
 
 def action_of(item: Item) -> Action:
@@ -64,6 +69,8 @@ class Change:
 
     filter: Document
     set: Document | None
+    counter: str | None = None
+    """A field that every write increments, a restore too: versions never go back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +127,11 @@ class Reader(Protocol):
         meanwhile, not at all: confirm what seems absent with ``existing``.
         """
 
+    def groups(
+        self, namespace: Namespace, filter: Document, fields: Sequence[str]
+    ) -> AsyncIterator[tuple[Key, list[Any]]]:
+        """The different values of ``fields`` of the matching documents, each with the ids of the documents."""
+
     async def existing(
         self, namespace: Namespace, fields: Sequence[str], keys: Sequence[Key]
     ) -> set[int]:
@@ -132,8 +144,11 @@ class Ports:
 
     store: Reader
     volume: Volume
+    clients: Clients
     seen: Counter[str] = field(default_factory=Counter)
     """What the selection counts for the proofs that are asked after it."""
+    pictures: list[Document] = field(default_factory=list)
+    """What the selection saw of providers, for the gauges and the page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +171,8 @@ class Job(BaseModel, ABC):
     limits: ClassVar[Limit] = Limit()
     truncates: ClassVar[bool] = False
     """Whether more than ``limit.items`` is no refusal: the first go, the rest waits for the next run."""
+    looks_back: ClassVar[bool] = True
+    """Whether the evidence is looked at once more after a batch, and what came back is put back."""
     cascade: ClassVar[int]
     """The kind's place in the order of a pass."""
 
@@ -194,6 +211,16 @@ class Job(BaseModel, ABC):
     def filter(self) -> Document:
         """The ``where`` of the configuration, as MongoDB takes it."""
         return from_extended_mapping(self.where)
+
+    @property
+    def patience(self) -> dt.timedelta:
+        """How long after its first sighting an item may be changed, by a later run; zero: at once."""
+        return dt.timedelta(0)
+
+    @property
+    def acts(self) -> bool:
+        """Whether a run changes what it found, or only reports it."""
+        return True
 
     @property
     @abstractmethod
@@ -235,6 +262,10 @@ class Job(BaseModel, ABC):
     def explain(self, now: dt.datetime) -> Mapping[Action, Sequence[Condition]]:
         """The conditions under which each action is taken, as the selection has them."""
 
+    async def evict(self, ports: Ports, item: Item) -> bool:
+        """Does the change of a kind of scope ``process``, which is no write to a document; says whether it did."""
+        raise NotImplementedError(f"{self.kind} changes documents")
+
     @property
     def evidence(self) -> str | None:
         """What must hold outside the document itself, in a sentence; ``None`` where its own fields say all."""
@@ -251,6 +282,11 @@ class Quarantined(Job):
 
     grace: Duration = Field(default=dt.timedelta(0), description="Minimum age before absence counts.")
     quarantine: Duration = Field(default=dt.timedelta(0), description="From the first sighting to acting on it.")
+
+    @property
+    def patience(self) -> dt.timedelta:
+        """The quarantine."""
+        return self.quarantine
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Marks on documents, in ``maintenance_marks``: sightings (since when a job sees an orphan) and holds (leave it alone).
 
-A sighting belongs to a job and to the volume it was made on; a hold belongs to the document and keeps every job off it.
+A sighting belongs to a job and to its evidence (the volume it was made on); a hold belongs to the document and keeps every job off it.
 """
 
 from __future__ import annotations
@@ -51,30 +51,28 @@ class Marks:
         return bool(await self._collection.delete_many({"_id": _hold(namespace, id)}))
 
     async def first_seen(
-        self, job: str, namespace: Namespace, ids: Sequence[Any], volume: str | None
-    ) -> dict[Hashable, dt.datetime]:
-        """Since when the job has seen the documents as orphans, on the same volume."""
+        self, job: str, namespace: Namespace, ids: Sequence[Any]
+    ) -> dict[Hashable, tuple[str | None, dt.datetime]]:
+        """Since when the job has seen the documents so, and which evidence it saw."""
         wanted = [_sighting(job, namespace, id) for id in ids]
-        found = await self._collection.find_all({"_id": {"$in": wanted}, "volume": volume})
-        return {comparable(mark["_id"]["id"]): mark["first_seen"] for mark in found}
+        found = await self._collection.find_all({"_id": {"$in": wanted}})
+        return {comparable(mark["_id"]["id"]): (mark["evidence"], mark["first_seen"]) for mark in found}
 
     async def sight(
-        self, job: str, namespace: Namespace, ids: Sequence[Any], *, volume: str | None, run: str, now: dt.datetime
+        self, job: str, namespace: Namespace, seen: Sequence[tuple[Any, str | None]], *, run: str, now: dt.datetime
     ) -> None:
-        """Records that a run sees the documents as orphans. On another volume the first sighting is now."""
-        same = {"$eq": ["$volume", {"$literal": volume}]}
-        seen = {"$ifNull": ["$first_seen", now]}
-        update = [
-            {
-                "$set": {
-                    "first_seen": {"$cond": [same, seen, now]},
-                    "volume": {"$literal": volume},
-                    "run": run,
-                    "expires_at": now + SIGHTING_KEEP,
-                }
+        """Records that a run sees the documents (by id, with the evidence). With other evidence the first sighting is now."""
+        updates: list[tuple[Document, list[Document]]] = []
+        for id, evidence in seen:
+            same = {"$eq": ["$evidence", {"$literal": evidence}]}
+            values = {
+                "first_seen": {"$cond": [same, {"$ifNull": ["$first_seen", now]}, now]},
+                "evidence": {"$literal": evidence},
+                "run": run,
+                "expires_at": now + SIGHTING_KEEP,
             }
-        ]
-        await self._collection.upsert_each([({"_id": _sighting(job, namespace, id)}, update) for id in ids])
+            updates.append(({"_id": _sighting(job, namespace, id)}, [{"$set": values}]))
+        await self._collection.upsert_each(updates)
 
     async def forget_unseen(self, job: str, run: str) -> None:
         """Drops the job's sightings that the run did not repeat: their counterpart is back, or they are gone."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from agent.batches import Keep
@@ -15,7 +16,7 @@ from agent.conditions import Condition, read
 from agent.controls import statistics
 from agent.errors import BusyError, NotFoundError, UsageError
 from agent.execution import Execution
-from agent.job import Job, Ports, Quarantined, Trigger
+from agent.job import Item, Job, Ports, Trigger
 from agent.reader import Overlay, StoreReader
 from agent.runner import (
     RESTORE_TIMEOUT,
@@ -87,9 +88,8 @@ class Operations:
     ) -> Active:
         """Begins a run of one job. Raises ``NotFoundError``, ``BusyError``, ``StoreError``."""
         job = find_job(self._jobs, name)
-        order, body = order_of(
-            job, trigger, dry_run=dry_run, accept=accept, requested_by=requested_by, overlay=Overlay()
-        )
+        asked = Order(trigger, requested_by=requested_by, dry_run=dry_run, accept=accept, overlay=Overlay())
+        order, body = order_of(job, asked)
         try:
             return await self._runner.start(order, body)
         except BusyError:
@@ -114,20 +114,9 @@ class Operations:
             chosen = [job for job in self._jobs.values() if job.enabled]
         else:
             chosen = [find_job(self._jobs, name) for name in dict.fromkeys(names)]
-        overlay, pass_id = Overlay(), new_id()
-        orders = [
-            order_of(
-                job,
-                trigger,
-                dry_run=dry_run,
-                accept=accept,
-                requested_by=requested_by,
-                overlay=overlay,
-                pass_id=pass_id,
-                scheduled_for=(slots or {}).get(job.name),
-            )
-            for job in in_cascade(chosen)
-        ]
+        asked = Order(trigger, requested_by=requested_by, dry_run=dry_run, accept=accept, overlay=Overlay())
+        slots = slots or {}
+        orders = [order_of(job, replace(asked, scheduled_for=slots.get(job.name))) for job in in_cascade(chosen)]
         return self._begin(orders, exclusive=trigger in {"manual", "cli"})
 
     def _begin(self, orders: Sequence[tuple[Order, Body]], *, exclusive: bool) -> Pass:
@@ -284,6 +273,7 @@ class Operations:
                 "paused": None in pauses,
                 "jobs": jobs,
                 "statistics": statistics(totals),
+                "allocations": [_allocation(one) for one in await self._keep.controls.pictures(list(self._jobs))],
             }
         )
 
@@ -362,10 +352,12 @@ class Operations:
         selection, narrowed to it.
         """
         job = find_job(self._jobs, name)
+        if job.scope == "process":
+            raise UsageError(f"{name} is about this process, not about documents")
         id = await self._id(job.namespace, id_text)
         now = await self._keep.store.now()
         document = await self._keep.store.collection(job.namespace).find_one({"_id": {"$eq": id}}) or {}
-        ports = Ports(StoreReader(self._keep.store), Volume(self._keep.threads))
+        ports = Ports(StoreReader(self._keep.store), Volume(self._keep.threads), self._keep.clients)
         item = await self._selected(job, ports, id, now)
         return _json(
             {
@@ -376,7 +368,7 @@ class Operations:
                 "found": item.what if item else None,
                 "action": item.action if item else None,
                 "reason": item.reason if item else "the job would leave it alone",
-                "held_by": await self._held_by(job, ports, id, now) if item else [],
+                "held_by": await self._held_by(job, ports, item, now) if item else [],
                 "actions": [
                     {
                         "action": action,
@@ -389,7 +381,7 @@ class Operations:
             }
         )
 
-    async def _selected(self, job: Job, ports: Ports, id: Any, now: dt.datetime) -> Any:
+    async def _selected(self, job: Job, ports: Ports, id: Any, now: dt.datetime) -> Item | None:
         narrowed = job.model_copy(update={"where": {"$and": [*([dict(job.where)] if job.where else []), {"_id": {"$eq": id}}]}})
         async for item in narrowed.select(ports, now):
             return item
@@ -404,12 +396,14 @@ class Operations:
             "values": {field: read(document, field) for field in condition.fields},
         }
 
-    async def _held_by(self, job: Job, ports: Ports, id: Any, now: dt.datetime) -> list[str]:
+    async def _held_by(self, job: Job, ports: Ports, item: Item, now: dt.datetime) -> list[str]:
+        id = item.id
         held = ["hold"] if await self._keep.marks.held(job.namespace, [id]) else []
-        if isinstance(job, Quarantined) and job.quarantine:
+        if job.patience:
+            seen = await self._keep.marks.first_seen(job.name, job.namespace, [id])
             volume = next((proof.identity for proof in await job.proofs(ports) if proof.identity), None)
-            seen = (await self._keep.marks.first_seen(job.name, job.namespace, [id], volume)).get(comparable(id))
-            if seen is None or seen > now - job.quarantine:
+            evidence, first = seen.get(comparable(id), (None, now))
+            if evidence != (item.identity or volume) or first > now - job.patience:
                 held.append("quarantine")
         return held
 
@@ -436,6 +430,21 @@ def _the_one(text: str, found: Sequence[Any], where: str) -> Any:
         listed = ", ".join(str(to_extended_json(id)) for id in found)
         raise UsageError(f"{text} means several documents of {where}: {listed}; write the one as Extended JSON")
     return found[0]
+
+
+def _allocation(picture: Document) -> Document:
+    """What the last audit saw of a provider, by resource: cores' thousandths, and bytes."""
+    views = ("capacity", "booked", "owed", "used")
+    resources = {
+        name: {view: picture[view][name] if picture[view] else None for view in views}
+        for name in ("cpu", "memory", "storage")
+    }
+    return {
+        "provider": picture["provider"],
+        "up": picture["up"],
+        "transition": picture["transition"],
+        "resources": resources,
+    }
 
 
 def _sort(record: Document) -> str:

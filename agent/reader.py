@@ -105,6 +105,23 @@ class StoreReader:
             if comparable(key) not in leaving:
                 yield key
 
+    async def groups(
+        self, namespace: Namespace, filter: Document, fields: Sequence[str]
+    ) -> AsyncIterator[tuple[Key, list[Any]]]:
+        """The different values of ``fields`` of the matching documents, each with the ids of the documents."""
+        touched = self._overlay.touched(namespace) if self._overlay else []
+        if touched:
+            filter = {"$and": [filter, {"_id": {"$nin": touched}}]}
+        group: Document = {
+            "_id": {str(number): f"${name}" for number, name in enumerate(fields)},
+            "ids": {"$push": "$_id"},
+        }
+        found = self._store.collection(namespace).aggregate([{"$match": filter}, {"$group": group}])
+        async for document in found:
+            yield tuple(document["_id"].get(str(number)) for number in range(len(fields))), document["ids"]
+        async for document in self._planned(namespace, filter, ["_id", *fields]):
+            yield tuple(read(document, name) for name in fields), [document["_id"]]
+
     async def existing(self, namespace: Namespace, fields: Sequence[str], keys: Sequence[Key]) -> set[int]:
         """The positions in ``keys`` for which a document exists, as the server compares."""
         if not keys:

@@ -11,7 +11,7 @@ import asyncio
 import datetime as dt
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, cast
 
 import structlog
@@ -28,7 +28,7 @@ from agent.errors import (
     StoreError,
 )
 from agent.execution import Execution
-from agent.job import Guard, Job, Outcome, Run, Trigger
+from agent.job import Guard, Job, Outcome, Run, Scope, Trigger
 from agent.lease import HeldError, Lease, Leases
 from agent.reader import Overlay
 from agent.store import Document, Session, time_limit, to_extended_json
@@ -67,9 +67,9 @@ class Observer(Protocol):
 class Order:
     """What is asked for: which job, why, and how."""
 
-    job: str
-    kind: str
     trigger: Trigger
+    job: str = ""
+    kind: str = ""
     requested_by: str | None = None
     dry_run: bool = False
     accept: frozenset[str] = frozenset()
@@ -79,6 +79,7 @@ class Order:
     run_id: str = field(default_factory=lambda: new_id())
     overlay: Overlay | None = None
     source: str | None = None
+    scope: Scope = "shared"
 
 
 class Active:
@@ -161,6 +162,11 @@ class Runner:
             source=order.source,
         )
         with time_limit(CLOSE_SECONDS):
+            if order.scope == "process":
+                run.started_at = dt.datetime.now(dt.UTC)
+                run.scheduled_for = None  # every process has its own
+                await self._open_if_possible(run)
+                return run, None, run.started_at
             if order.dry_run:
                 now = run.started_at = await self._keep.store.now()
                 await self._keep.journal.close_left_dry(now - DRY_LEFT_AFTER, now)
@@ -175,6 +181,13 @@ class Runner:
                 await lease.release()
                 raise
             return run, lease, lease.now
+
+    async def _open_if_possible(self, run: Run) -> None:
+        """The record of a run that needs no MongoDB: written where there is one."""
+        try:
+            await self._keep.journal.open(run)
+        except StoreError as error:
+            log.warning("record_not_opened", run=run.id, error=str(error))
 
     async def _recover(self, job: str, lease: Lease) -> None:
         """Settles what a dead agent left of earlier terms of the job."""
@@ -260,6 +273,8 @@ class Runner:
                 if run.outcome == "succeeded" and not run.dry_run:
                     for proof in execution.proofs:
                         await self._keep.controls.set_baseline(run.job, proof, run)
+                    if execution.pictures:
+                        await self._keep.controls.set_pictures(run.job, execution.pictures)
         except StoreError as error:
             log.warning("record_not_closed", run=run.id, error=str(error))
         finally:
@@ -412,10 +427,17 @@ def new_id() -> str:
     return f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(5)}"
 
 
-def order_of(job: Job, trigger: Trigger, **options: object) -> tuple[Order, Body]:
-    """The order for a plain run of a job."""
-    dry_run = bool(options.pop("dry_run", False)) or job.dry_run
-    order = Order(job=job.name, kind=job.kind, trigger=trigger, dry_run=dry_run, timeout=job.run_timeout, **options)  # type: ignore[arg-type]
+def order_of(job: Job, asked: Order) -> tuple[Order, Body]:
+    """The order for a plain run of a job, as it was asked for."""
+    order = replace(
+        asked,
+        job=job.name,
+        kind=job.kind,
+        scope=job.scope,
+        timeout=job.run_timeout,
+        dry_run=asked.dry_run or job.dry_run,
+        run_id=new_id(),
+    )
     return order, lambda execution: execution.clean(job)
 
 

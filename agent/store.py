@@ -137,7 +137,7 @@ class Write:
 
     filter: Document
     set: Document | None
-    many: bool = True
+    increment: str | None = None
 
 
 def encode(document: Mapping[str, Any]) -> bytes:
@@ -542,12 +542,13 @@ def _projection(fields: Sequence[str] | None) -> Document | None:
     return projection if "_id" in outer else {**projection, "_id": 0}
 
 
-def _operation(write: Write) -> pymongo.DeleteMany | pymongo.UpdateMany | pymongo.DeleteOne | pymongo.UpdateOne:
+def _operation(write: Write) -> pymongo.DeleteMany | pymongo.UpdateMany:
     if write.set is None:
-        delete = pymongo.DeleteMany if write.many else pymongo.DeleteOne
-        return delete(write.filter, hint="_id_")
-    update = pymongo.UpdateMany if write.many else pymongo.UpdateOne
-    return update(write.filter, {"$set": write.set}, hint="_id_")
+        return pymongo.DeleteMany(write.filter, hint="_id_")
+    update: Document = {"$set": write.set}
+    if write.increment is not None:
+        update["$inc"] = {write.increment: 1}
+    return pymongo.UpdateMany(write.filter, update, hint="_id_")
 
 
 class Store:
