@@ -158,7 +158,7 @@ class InsufficientCapacityError(LedgerError):
     how much more was ``asked``; ``resources`` names all that are short.
     """
 
-    def __init__(  # noqa: PLR0913 - the figures of the refusal, all named
+    def __init__(
         self,
         provider_id: object,
         message: str,

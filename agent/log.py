@@ -20,7 +20,7 @@ from typing import Final, Literal, TextIO
 
 import structlog
 from structlog.contextvars import bound_contextvars
-from structlog.typing import EventDict, Processor, WrappedLogger
+from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
 __all__ = ["REDACTED", "Format", "Level", "configure", "context", "get_logger", "redact"]
 
@@ -57,32 +57,32 @@ context = bound_contextvars
 """``with context(request_id=..., run=..., job=...):`` puts the fields on every line logged inside, tasks included."""
 
 
-def get_logger(name: str) -> structlog.stdlib.BoundLogger:
+def get_logger(name: str) -> FilteringBoundLogger:
     """The logger of a module: ``get_logger(__name__)``."""
-    logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
+    logger: FilteringBoundLogger = structlog.get_logger(name)
     return logger
 
 
 def configure(level: Level = "info", format: Format = "auto", stream: TextIO | None = None) -> None:
     """Sends all logs to ``stream`` (default: the standard error output) in one form, from ``level`` on.
 
-    ``auto`` is ``console`` on a terminal and ``json`` elsewhere. May be called again; loggers follow.
+    ``auto`` is ``console`` on a terminal and ``json`` elsewhere. May be called again; module loggers follow, since
+    they are not cached. Whoever logs in a loop binds its logger before it: then a line below the level costs nothing.
     """
     out = sys.stderr if stream is None else stream
     handler = logging.StreamHandler(out)
     handler.setFormatter(_formatter(out, format))
     handler.addFilter(_wanted)
-    _route_standard_logging(handler, logging.getLevelNamesMapping()[level.upper()])
+    number = logging.getLevelNamesMapping()[level.upper()]
+    _route_standard_logging(handler, number)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
             *_common(),
-            structlog.stdlib.PositionalArgumentsFormatter(),
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
+        wrapper_class=structlog.make_filtering_bound_logger(number),
     )
 
 

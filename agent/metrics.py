@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
@@ -32,13 +32,19 @@ from prometheus_client.process_collector import ProcessCollector
 
 from agent.job import Action, Guard, Hold, Outcome, What
 
+if TYPE_CHECKING:
+    from agent.cluster import Observer as ClientCacheObserver
+else:
+    ClientCacheObserver = object
+
 Skipped = Literal["skipped"]
 Throttle = Literal["lag", "pace"]
 Dependency = Literal["mongodb", "volume", "kubernetes"]
 Resource = Literal["cpu", "memory", "storage"]
 View = Literal["capacity", "booked", "owed", "used"]
 CacheResult = Literal["hit", "miss", "error"]
-Eviction = Literal["idle", "age", "deleted", "credentials", "refused", "size", "invalidated", "shutdown"]
+# As agent.cluster has them, which is imported only where clusters are read: it takes memory.
+Eviction = Literal["idle", "max_age", "deleted", "credentials", "refused", "full", "invalidated", "shutdown"]
 
 NAMESPACE: Final = "maintenance"
 OTHER: Final = "other"
@@ -121,7 +127,7 @@ class _Lag:
             return self.measured[0][1] if self.measured else 0.0
 
 
-class ClientCacheMetrics:
+class ClientCacheMetrics(ClientCacheObserver):
     """What the provider client cache tells: the observer that ``agent.cluster`` asks for."""
 
     def __init__(self, metrics: Metrics) -> None:
@@ -154,13 +160,13 @@ class ClientCacheMetrics:
         """So many clients are in the cache now."""
         self._entries.set(count)
 
-    def request(self, result: CacheResult) -> None:
+    def requested(self, result: CacheResult) -> None:
         """A client was asked for."""
         self._requests.labels(result).inc()
 
-    def evicted(self, reason: Eviction) -> None:
-        """A client was taken out."""
-        self._evictions.labels(reason).inc()
+    def evicted(self, reason: str) -> None:
+        """A client was taken out, for one of the reasons of ``Eviction``."""
+        self._evictions.labels(str(reason)).inc()
 
     def close_failed(self) -> None:
         """Closing an evicted client failed."""

@@ -11,6 +11,7 @@ from agent.settings.model import DEFAULT_JOBS, Settings
 from agent.settings.reference import reference
 from agent.settings.schema import schema, schema_text
 from agent.settings.values import (
+    Accepts,
     DatabaseName,
     Duration,
     Filter,
@@ -25,6 +26,7 @@ from agent.settings.zones import zone
 
 __all__ = [
     "DEFAULT_JOBS",
+    "Accepts",
     "Cron",
     "DatabaseName",
     "Duration",

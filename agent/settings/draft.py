@@ -121,10 +121,9 @@ class Draft:
         for pair in self._pairs():
             given = [path for path in pair if self.get(path) is not None]
             self._check_pair(pair)
-            if not given:
-                for path in pair:
-                    if path in before and not self.has(path):
-                        self.get(path[:-1])[path[-1]] = before[path]
+            parent = self.get(pair[0][:-1])
+            if not given and isinstance(parent, dict):
+                parent.update({path[-1]: before[path] for path in pair if path in before and not self.has(path)})
 
     def check_pairs(self) -> None:
         """Two keys that exclude each other, both given."""

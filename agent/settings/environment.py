@@ -88,14 +88,15 @@ def _read(text: str, annotation: Any, name: str) -> Any:
 def _find(draft: Draft, rest: str) -> Key | None:
     """The path that a variable's name means, without the prefix; ``None`` where it means none."""
     path: Key = ()
+    parts = rest.split("__")
     if rest.startswith("JOBS__"):
         rest = rest.removeprefix("JOBS__")
         job = _job(draft, rest)
         if job is None:
             return None
         path = ("jobs", job)
-        rest = rest[len(job) :].removeprefix("__")
-    for part in rest.split("__") if rest else ():
+        parts = rest[len(job) :].split("__")[1:]
+    for part in parts:
         key = _key(draft, path, part)
         if key is None:
             return None
@@ -136,13 +137,23 @@ def _is_injected(draft: Draft, name: str, value: str) -> bool:
 
 
 def _unknown(draft: Draft, name: str) -> str:
-    # Without the prefix, which makes all names alike.
-    near = nearest(name.removeprefix(PREFIX), (known.removeprefix(PREFIX) for known in _known(draft)), cutoff=0.75)
-    hint = f"; did you mean {PREFIX}{near}?" if near else ""
+    hint = _hint(draft, name)
     if name.startswith(f"{PREFIX}JOBS__") and _job(draft, name.removeprefix(f"{PREFIX}JOBS__")) is None:
         jobs = ", ".join(draft.jobs) or "none"
         return f"{name}: there is no such job to adjust (jobs: {jobs}); ignored{hint}"
     return f"{name}: unknown, ignored{hint}"
+
+
+def _hint(draft: Draft, name: str) -> str:
+    """The nearest known name: among those that start as well, where there are such, else among all."""
+    known = set(_known(draft))
+    parts = name.split("__")
+    starts = ["__".join(parts[:end]) for end in range(len(parts) - 1, 0, -1)]
+    start = next((f"{start}__" for start in starts if start in known), PREFIX)
+    # What is alike is left out: it would make all names alike.
+    rests = sorted(entry.removeprefix(start) for entry in known if entry.startswith(start))
+    near = nearest(name.removeprefix(start), rests, cutoff=0.75 if start == PREFIX else 0.6)
+    return f"; did you mean {start}{near}?" if near else ""
 
 
 def _known(draft: Draft) -> Iterator[str]:
@@ -151,8 +162,10 @@ def _known(draft: Draft) -> Iterator[str]:
     yield from _names(PREFIX.removesuffix("_"), "_", Settings)
     for job in draft.jobs:
         kind = draft.kind(job)
+        name = f"{PREFIX}JOBS__{environment_name(job)}"
+        yield name
         if kind is not None:
-            yield from _names(f"{PREFIX}JOBS__{environment_name(job)}", "__", kind)
+            yield from _names(name, "__", kind)
 
 
 def _names(start: str, joint: str, model: type[BaseModel]) -> Iterator[str]:

@@ -260,6 +260,13 @@ def _oddities(draft: Draft, sections: Mapping[str, Any]) -> list[str]:
     odd = [] if draft.jobs else ["jobs: there are none; nothing will ever be done"]
     for key in ("tokens_file", "tls_cert", "tls_key"):
         path = getattr(sections["http"], key)
-        if path is not None and not path.is_file():
+        if path is not None and not _is_file(path):
             odd.append(f"http.{key}: there is no file {path}")
     return odd
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        return False

@@ -96,6 +96,13 @@ def _cron(value: str) -> str:
     return value
 
 
+def _file(value: object) -> object:
+    if value == "":
+        raise ValueError("give the path of a file")  # the empty path would be the current directory
+    return value
+
+
+File = Annotated[Path, BeforeValidator(_file)]
 Uri = Annotated[
     SecretStr,
     AfterValidator(_uri),
@@ -121,7 +128,7 @@ class Mongodb(Section):
         default=SecretStr("mongodb://localhost:27017"),
         description="Connection string; give it in `uri_file` where it holds a password.",
     )
-    uri_file: Path | None = Field(
+    uri_file: File | None = Field(
         default=None, description="A file that holds the connection string, instead of `uri`."
     )
     database: DatabaseName = Field(
@@ -134,14 +141,14 @@ class Http(Section):
 
     host: str = Field(default="0.0.0.0", min_length=1, description="The address to listen on.")  # noqa: S104 - a sidecar is scraped from outside
     port: int = Field(default=9190, ge=1, le=65_535, description="The port to listen on.")
-    tokens_file: Path | None = Field(
+    tokens_file: File | None = Field(
         default=None, description="A file of `name:token` lines, one a user; without it the API answers 403."
     )
     base_path: BasePath = Field(default="", description="The path under which a proxy publishes the agent.")
-    tls_cert: Path | None = Field(
+    tls_cert: File | None = Field(
         default=None, description="A certificate chain in PEM form; with `tls_key` the port speaks TLS."
     )
-    tls_key: Path | None = Field(default=None, description="The certificate's private key in PEM form.")
+    tls_key: File | None = Field(default=None, description="The certificate's private key in PEM form.")
     rate_limit: int = Field(
         default=60, ge=1, le=100_000, description="Changes (POST) a minute that one token may ask for."
     )

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from agent.settings.document import Key
-from agent.settings.secrets import without_secrets
+from agent.settings.secrets import HIDDEN, is_secret, without_secrets
 from agent.settings.shapes import accepted, inside, keys_of, model_in, shapes
 
 MAX_VALUE = 80  # characters of a value that a message shows
@@ -33,7 +33,8 @@ def line(path: Key, message: str, origin: str | None = None) -> str:
 
 def shown(value: Any, key: object = "") -> str:
     """The value in one short line, without its secrets."""
-    text = _one_line(json.dumps(without_secrets(value, key), ensure_ascii=False, default=str))
+    open_value = without_secrets(value, key)
+    text = HIDDEN if open_value == HIDDEN else _one_line(json.dumps(open_value, ensure_ascii=False, default=str))
     return text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 1]}…"
 
 
@@ -67,6 +68,7 @@ def unknown_key(path: Key, value: Any, known: Iterable[str]) -> str:
     """What is said of a key that nobody knows."""
     name = str(path[-1])
     given = "" if value is None or isinstance(value, dict | list) else f" (with the value {shown(value, name)})"
+    given = given.replace(f"the value {HIDDEN}", "a value that is not shown")
     return f"unknown key{given}; {suggestion(name, known)}"
 
 
@@ -83,7 +85,10 @@ def from_validation(
     for path, details in found.items():
         # Of a union every alternative is reported; the one that got further into the value is the one that was meant.
         if not any(len(other) > len(path) and other[: len(path)] == path for other in found):
-            yield path, _message(path, details, data, annotation) + _quotes(details[0], at(data, path), written(path))
+            yield (
+                path,
+                _message(path, details, data, annotation) + _quotes(details[0], path, at(data, path), written(path)),
+            )
 
 
 def _path(detail: ErrorDetails, data: Any) -> Key:
@@ -112,9 +117,11 @@ def _message(path: Key, details: list[ErrorDetails], data: Any, root: Any) -> st
     return refusal(value, "; ".join(dict.fromkeys(own)) or f"give {accepted(annotation)}", path)
 
 
-def _quotes(detail: ErrorDetails, value: Any, written: str | None) -> str:
+def _quotes(detail: ErrorDetails, path: Key, value: Any, written: str | None) -> str:
     """Advice for text that YAML takes for a number, a date, true or false."""
     if detail["type"] not in {"string_type", "path_type"} or value is None or isinstance(value, dict | list):
+        return ""
+    if any(is_secret(part) for part in path):
         return ""
     return f": write {shown(written or str(value))} in quotes"
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import BaseModel, SecretStr
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
-from pydantic_core import PydanticUndefined
 
 from agent.settings.model import Settings
 from agent.settings.shapes import fields_of, kind_of
@@ -41,9 +40,10 @@ def schema(kinds: Sequence[type[BaseModel]]) -> dict[str, Any]:
     known = fields_of(Settings)
     whole = definitions.pop(str(refs[Settings, "validation"]["$ref"]).rpartition("/")[2])
     properties = {key: {**whole["properties"][key], "description": field.description} for key, field in known.items()}
-    for section in properties.values():
+    for name, section in properties.items():
         if "$ref" in section:
             section.pop("default")  # each key in it has its own
+            _write_defaults(definitions[section["$ref"].rpartition("/")[2]], known[name].get_default())
     properties["jobs"] = _jobs(names, properties["jobs"]["description"])
     duration = {"description": DURATION_WORDS, **DURATION_SCHEMA}
     return {
@@ -66,13 +66,23 @@ def example(kind: type[BaseModel]) -> BaseModel:
     return kind.model_validate({"name": kind_of(kind), "kind": kind_of(kind), "database": "app"})
 
 
+def _write_defaults(definition: dict[str, Any], section: BaseModel) -> None:
+    """The defaults of a section's keys as they are written in a file, with units."""
+    values = section.model_dump(mode="json")
+    for key, entry in definition["properties"].items():
+        if not isinstance(getattr(section, key), SecretStr):
+            entry["default"] = values[key]
+
+
 def _job(definition: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
     """The keys of a kind: only ``kind`` has to be given, whatever the class needs to be complete."""
     known, defaults = fields_of(kind), example(kind).model_dump(mode="json", by_alias=True)
-    properties = {key: value for key, value in definition["properties"].items() if key in known}
-    for key, field in known.items():
-        if field.get_default(call_default_factory=False) is PydanticUndefined and key not in {"kind", "database"}:
-            properties[key] = {**properties[key], "default": defaults[key]}
+    # The class needs some that are filled in: the database is a section's, the limit the kind's own.
+    properties = {
+        key: {**value, "default": defaults[key]} if key != "database" else value
+        for key, value in definition["properties"].items()
+        if key in known
+    }
     properties["kind"] = {"const": kind_of(kind), "description": "What the job does."}
     return {**definition, "properties": properties, "required": ["kind"]}
 

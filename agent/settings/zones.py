@@ -24,7 +24,7 @@ def _nearest(name: str) -> str | None:
     by_lower = {entry.lower(): entry for entry in sorted(known)}
     wanted = name.strip().replace(" ", "_").lower()
     by_city = {entry.rsplit("/", 1)[-1].lower(): entry for entry in sorted(known, reverse=True)}
-    close = difflib.get_close_matches(wanted, by_lower, n=1, cutoff=0.7)
+    close = difflib.get_close_matches(wanted, by_lower, n=1, cutoff=0.8)
     if wanted in by_lower or close:
         return by_lower.get(wanted) or by_lower[close[0]]
     return by_city.get(wanted)
