@@ -198,7 +198,7 @@ ENDPOINTS: Final = (
         explain,
         "Why a job would touch a document, or not",
         {200: Reply("Each condition of the rule, and what it says of the document.", models.Explanation)},
-        (404, 503),
+        (404, 409, 503),
         query=models.ExplainQuery,
     ),
     Endpoint(

@@ -80,7 +80,7 @@ def _problem(request: web.Request, error: Exception) -> ProblemError:
     if isinstance(error, (web.RequestPayloadError, HttpProcessingError, ConnectionError)):
         return ProblemError("malformed", "The body did not arrive as it was announced.")
     if isinstance(error, AgentError):
-        problem = problem_of(error, reading=request.method in _READING)
+        problem = problem_of(error)
         if problem.kind != "internal":
             return problem
     _log.error("a request failed", method=request.method, path=request.rel_url.raw_path, exc_info=error)

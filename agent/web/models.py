@@ -75,6 +75,7 @@ Wait = Annotated[
 ]
 JobName = Annotated[str, Field(pattern=f"^{JOB_PATTERN}$")]
 RunId = Annotated[str, Field(pattern=f"^{RUN_PATTERN}$")]
+EntryId = Annotated[str, Field(pattern="^[0-9a-f]{24}$")]
 DocumentId = Annotated[
     str,
     Field(
@@ -114,8 +115,8 @@ class RunRequest(WaitRequest):
 class RestoreRequest(WaitRequest):
     """What of a run should be undone."""
 
-    item: Annotated[str, Field(min_length=1, max_length=ID_LENGTH)] | None = Field(
-        default=None, description="One item of the run (the `_id` of an entry of its items); without it the whole run."
+    item: DocumentId | None = Field(
+        default=None, description="One document of the run, its `_id` as text; without it the whole run."
     )
 
 
@@ -150,7 +151,7 @@ class RunsQuery(Request):
 class ItemsQuery(Request):
     """Which items, and how many."""
 
-    after: RunId | None = Field(default=None, description="Only items after this one: the `next` of a page.")
+    after: EntryId | None = Field(default=None, description="Only items after this one: the `next` of a page.")
     limit: EntryLimit = 100
 
 
@@ -243,10 +244,12 @@ class Pass(Answer):
 class Item(Answer):
     """One document that a run planned to change, or changed."""
 
-    id: str = Field(alias="_id", description="The entry itself; `restore` takes it as `item`.")
+    id: str = Field(alias="_id", description="The entry itself.")
     database: str | None = None
     collection: str | None = None
-    document_id: Any = Field(default=None, alias="id", description="The document's `_id`, in Extended JSON.")
+    document_id: Any = Field(
+        default=None, alias="id", description="The document's `_id`, in Extended JSON; as text, `restore` takes it."
+    )
     what: What | None = Field(default=None, description="What it is.")
     action: Action | None = None
     reason: str | None = None
@@ -296,38 +299,70 @@ class Status(Answer):
     """The service at a glance."""
 
     version: str
+    agent: str = Field(description="The replica that answers.")
+    now: AwareDatetime = Field(description="The time of the database server.")
+    paused: bool = Field(description="Whether everything is paused.")
+    jobs: list[Job]
     statistics: Statistics
-    paused: bool | None = Field(default=None, description="Whether everything is paused.")
 
 
 class ConditionValue(Answer):
     """One condition of a rule, and what it says of the document."""
 
-    condition: str
-    holds: bool | None = Field(description="null: it could not be told.")
+    name: str
+    holds: bool
+    values: dict[str, Any] = Field(default_factory=dict, description="The fields that it looks at.")
+
+
+class ActionConditions(Answer):
+    """The conditions under which an action is taken."""
+
+    action: Action
+    conditions: list[ConditionValue]
+
+
+class ProofValue(Answer):
+    """What a guard on the source of truth says now."""
+
+    guard: Guard
+    refusal: str | None = Field(description="null: it does not refuse.")
 
 
 class Explanation(Answer):
     """Why a job would touch a document, or not."""
 
     job: str
+    kind: str
+    database: str
+    collection: str
     id: Any = Field(description="The document's `_id`, in Extended JSON.")
-    conditions: list[ConditionValue] = Field(default_factory=list)
+    found: What | None = Field(description="What the job takes it for; null: for nothing.")
+    action: Action | None = Field(description="What the job would do; null: nothing.")
+    reason: str
+    held_by: list[Hold] = Field(description="What would keep the job off it.")
+    actions: list[ActionConditions]
+    proofs: list[ProofValue]
 
 
 class Held(Answer):
-    """A hold, or the document that it was on."""
+    """A document, and whether it is held."""
 
+    database: str
     collection: str
     id: Any = Field(description="The document's `_id`, in Extended JSON.")
+    held: bool
 
 
 class Paused(Answer):
     """Whether a job, or everything, is paused now."""
 
-    job: str | None = Field(default=None, description="null: everything.")
+    job: str | None = Field(description="null: everything.")
     paused: bool
 
 
 class Reloaded(Answer):
     """What a reload did."""
+
+    jobs: list[str] = Field(description="The jobs that are configured now.")
+    needs_restart: list[str] = Field(default_factory=list, description="Changed sections that count after a restart.")
+    warnings: list[str] = Field(default_factory=list)

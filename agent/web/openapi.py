@@ -21,6 +21,8 @@ API_VERSION: Final = "1.0.0"  # of the interface, not of the agent: it grows whe
 DESCRIPTION: Final = web.AppKey("description", bytes)
 """Where an application keeps the document as it is served."""
 
+FILES: Final = "/static/"
+
 Schema = dict[str, Any]
 
 _PARAMETER = re.compile(r"\{(\w+):((?:[^{}]|\{[^{}]*\})*)\}")
@@ -44,6 +46,8 @@ _HEADERS: Final[Mapping[int, tuple[str, str, str]]] = {
 def document(endpoints: Iterable[Endpoint], base_path: str = "") -> Schema:
     """The OpenAPI document of the endpoints, published under ``base_path``."""
     paths: dict[str, Schema] = {}
+    # The files of the page are no part of the interface: they come and go with it.
+    endpoints = [endpoint for endpoint in endpoints if not endpoint.path.startswith(FILES)]
     for endpoint in endpoints:
         item = paths.setdefault(template(endpoint.path), {})
         item[endpoint.method.lower()] = _operation(endpoint)

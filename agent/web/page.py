@@ -1,35 +1,79 @@
-"""The page at ``/``: for now, where to look."""
+"""The page at ``/``, and the files that it is made of: all from the package, nothing from another host.
+
+The page is a shell that anybody may open: it holds no data. Its script asks the open health checks, and the API once
+it was given a token. Every URL in it is relative, so that it works under any path that a proxy publishes it at, and
+nothing in it is inline, so that the content security policy can forbid that.
+
+The files lie under a name that changes with their content: a browser may keep them for good, and never mixes those of
+two versions. While replicas of two versions answer, a file may be asked of the other one; it answers with its own.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
+import jinja2
 from aiohttp import web
 
 from agent.web.endpoints import Call, Endpoint, Reply
+from agent.web.problems import ProblemError
 
-_PAGE: Final = """\
-<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><title>Maintenance Agent</title></head>
-<body>
-<h1>Maintenance Agent</h1>
-<ul>
-<li><a href="readyz?verbose">Is it ready?</a></li>
-<li><a href="metrics">Metrics</a></li>
-<li><a href="openapi.json">The HTTP interface</a></li>
-</ul>
-</body>
-</html>
-"""
+TYPES: Final[Mapping[str, str]] = MappingProxyType(
+    {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+)
+KEPT: Final = "public, max-age=31536000, immutable"
+DIGEST_LENGTH: Final = 16
+
+_HERE: Final = Path(__file__).parent
+_FILES: Final = {path.name: path.read_bytes() for path in sorted(_HERE.joinpath("static").iterdir())}
+DIGEST: Final = hashlib.sha256(b"".join(_FILES.values())).hexdigest()[:DIGEST_LENGTH]
+
+_TEMPLATES: Final = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(_HERE / "templates"), autoescape=True, undefined=jinja2.StrictUndefined
+)
+_CLASSIC: Final = {"theme.js"}  # scripts that are no modules
+_MODULES: Final = [name for name in _FILES if name.endswith(".js") and name not in _CLASSIC]
 
 
 async def get_page(call: Call) -> web.Response:
-    """The page."""
-    del call
-    return web.Response(text=_PAGE, content_type="text/html")
+    """The shell."""
+    tokens = await call.context.tokens.current()
+    text = _TEMPLATES.get_template("page.html").render(
+        static=f"static/{DIGEST}", modules=_MODULES, version=call.context.version, access=bool(tokens.digests)
+    )
+    return web.Response(text=text, content_type="text/html")
+
+
+async def get_file(call: Call) -> web.Response:
+    """One of the files; of another version than the page's it may not be kept."""
+    name = Path(call.request.path).name
+    if name not in _FILES:
+        raise ProblemError("not-found", "The page has no such file.")
+    kept = {"Cache-Control": KEPT} if call.part("version") == DIGEST else {}
+    return web.Response(body=_FILES[name], content_type=TYPES[Path(name).suffix], charset="utf-8", headers=kept)
+
+
+def _files(suffix: str, name: str) -> Endpoint:
+    """The endpoint of one type of files."""
+    return Endpoint(
+        "GET",
+        f"/static/{{version:[0-9a-f]{{{DIGEST_LENGTH}}}}}/{{{name}:[a-z]+}}{suffix}",
+        get_file,
+        f"A {name} of the status page",
+        {200: Reply("It.", content_type=TYPES[suffix])},
+        (404,),
+        open=True,
+        id=f"get_{name}",
+    )
 
 
 ENDPOINTS: Final = (
     Endpoint("GET", "/", get_page, "The status page", {200: Reply("It.", content_type="text/html")}, open=True),
+    _files(".css", "stylesheet"),
+    _files(".js", "script"),
+    _files(".svg", "image"),
 )

@@ -44,6 +44,7 @@ TITLES: Final[Mapping[str, tuple[int, str]]] = {
     "not-found": (404, "Not found"),
     "method-not-allowed": (405, "The method is not allowed"),
     "busy": (409, "It is running already"),
+    "impossible": (409, "It cannot be done as things stand"),
     "refused": (409, "A guard refused"),
     "conflict": (409, "Somebody else was quicker"),
     "too-large": (413, "The body is too large"),
@@ -71,15 +72,19 @@ class ProblemError(Exception):
     """0: the kind's own."""
 
 
-def problem_of(error: AgentError, *, reading: bool) -> ProblemError:  # noqa: PLR0911 - one line a kind of error
-    """The problem that one of the agent's errors is; ``reading`` tells a GET, whose faults lie in its query."""
+def problem_of(error: AgentError) -> ProblemError:  # noqa: PLR0911 - one line a kind of error
+    """The problem that one of the agent's errors is.
+
+    What a request says was checked before; a ``UsageError`` from further in means that it cannot be done as things
+    stand (the plan was applied already, an id means several documents): 409.
+    """
     detail = log.redact(str(error))
     soon, later = {"Retry-After": str(RETRY_SOON_SECONDS)}, {"Retry-After": str(RETRY_SECONDS)}
     match error:
         case NotFoundError():
             return ProblemError("not-found", detail)
         case UsageError():
-            return ProblemError("malformed" if reading else "invalid", detail)
+            return ProblemError("impossible", detail)
         case ConfigurationError():
             errors = [_configuration_error(log.redact(line)) for line in error.problems]
             return ProblemError("configuration", "The running configuration stays.", errors=errors)

@@ -67,7 +67,10 @@ ITEM: Json = {
 }
 STATUS: Json = {
     "version": "1.2.3",
+    "agent": "host-1",
+    "now": "2026-11-22T10:30:00.000Z",
     "paused": False,
+    "jobs": [JOB],
     "statistics": {
         "runs": 3,
         "last_run": "2026-11-22T10:00:01.500Z",
@@ -80,9 +83,25 @@ STATUS: Json = {
 }
 EXPLANATION: Json = {
     "job": "orphan_apps",
-    "id": "x",
-    "conditions": [{"condition": "its directory is missing", "holds": True}],
+    "kind": "orphan_records",
+    "database": "app",
+    "collection": "generated_applications",
+    "id": {"$oid": "507f1f77bcf86cd799439011"},
+    "found": "orphan",
+    "action": "deleted",
+    "reason": "its directory is missing",
+    "held_by": ["quarantine"],
+    "actions": [
+        {
+            "action": "deleted",
+            "conditions": [{"name": "its directory is missing", "holds": True, "values": {"model_slug": "a"}}],
+        }
+    ],
+    "proofs": [{"guard": "root", "refusal": None}],
 }
+HELD: Json = {"database": "app", "collection": "generated_applications", "id": "x", "held": True, "by": "ann"}
+PAUSED: Json = {"job": None, "paused": True}
+RELOADED: Json = {"reloaded": True, "jobs": ["orphan_apps"], "needs_restart": [], "warnings": []}
 
 
 @dataclass
@@ -166,14 +185,14 @@ class FakeOperations:
     ) -> Json:
         """Puts a hold on a document."""
         self._called("hold", database, collection, id_text, requested_by, reason)
-        return {"database": database or "app", "collection": collection, "id": id_text, "reason": reason}
+        return {**HELD, "database": database or "app", "collection": collection, "id": id_text, "reason": reason}
 
     async def release(
         self, database: str | None, collection: str, id_text: str, /, *, requested_by: str, reason: str | None
     ) -> Json:
         """Takes a hold off a document."""
         self._called("release", database, collection, id_text, requested_by, reason)
-        return {"database": database or "app", "collection": collection, "id": id_text}
+        return {"database": database or "app", "collection": collection, "id": id_text, "held": False}
 
     async def pause(self, job: str | None, /, *, requested_by: str) -> Json:
         """Stops the clock."""
@@ -223,7 +242,7 @@ class FakeOperations:
     async def reload(self, *, requested_by: str) -> Json:
         """Loads the configuration again."""
         self._called("reload", requested_by)
-        return {"changed": []}
+        return RELOADED
 
 
 @dataclass

@@ -1,0 +1,95 @@
+"""The server: ports, TLS, and an end within its patience."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import ssl
+import subprocess
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from agent.errors import ConfigurationError
+from agent.web import Server, make_app, ssl_context
+from tests.unit.web_fake import ANN, parts
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for this machine, and its key."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed")
+    directory = tmp_path_factory.mktemp("tls")
+    certificate, key = directory / "tls.crt", directory / "tls.key"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    subprocess.run(
+        [openssl, *new, *subject, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True
+    )
+    return certificate, key
+
+
+async def test_a_server_takes_a_free_port_and_gives_it_back() -> None:
+    """It answers until it is stopped."""
+    server = Server(make_app(parts(None).context), "127.0.0.1", 0)
+    port = await server.start()
+    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/livez") as answer:
+        assert answer.status == 200
+    await server.stop()
+    with pytest.raises(OSError, match="Connect call failed"):
+        await asyncio.open_connection("127.0.0.1", port)
+
+
+async def test_tls_is_spoken_with_a_certificate(certificate: tuple[Path, Path]) -> None:
+    """1.2 at least; nothing is served without."""
+    tls = ssl_context(*certificate)
+    assert tls is not None
+    assert tls.minimum_version >= ssl.TLSVersion.TLSv1_2
+    server = Server(make_app(parts(None).context), "127.0.0.1", 0, tls=tls)
+    port = await server.start()
+    trust = ssl.create_default_context(cafile=certificate[0])
+    async with aiohttp.ClientSession() as session:
+        async with session.get(f"https://127.0.0.1:{port}/livez", ssl=trust) as answer:
+            assert answer.status == 200
+        with pytest.raises(aiohttp.ClientError):
+            await session.get(f"http://127.0.0.1:{port}/livez")
+    await server.stop()
+
+
+def test_a_certificate_that_cannot_be_used_is_a_problem_of_the_configuration(
+    certificate: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """By the keys' names; without a certificate there is no TLS."""
+    assert ssl_context(None, None) is None
+    with pytest.raises(ConfigurationError, match=r"http.tls_cert, http.tls_key: No such file"):
+        ssl_context(tmp_path / "none", tmp_path / "none")
+    nonsense = tmp_path / "nonsense"
+    nonsense.write_text("no certificate", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=r"http.tls_cert, http.tls_key: "):
+        ssl_context(nonsense, certificate[1])
+
+
+async def test_stopping_waits_for_answers_under_way_but_not_for_ever(tmp_path: Path) -> None:
+    """A request that waits for a run is cut off when the patience ends."""
+    tokens_file = tmp_path / "tokens"
+    await asyncio.to_thread(tokens_file.write_text, f"ann:{ANN}\n", "utf-8")
+    made = parts(tokens_file)
+    waiting = asyncio.Event()
+
+    async def never() -> dict[str, object]:
+        waiting.set()
+        await asyncio.Event().wait()
+        return {}
+
+    made.operations.status = never  # type: ignore[method-assign] # an operation that does not end
+    server = Server(make_app(made.context), "127.0.0.1", 0, patience=0.01)
+    port = await server.start()
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {ANN}"}) as session:
+        request = asyncio.create_task(session.get(f"http://127.0.0.1:{port}/api/maintenance/status"))
+        await waiting.wait()
+        await server.stop()
+        with pytest.raises(aiohttp.ClientError):
+            await request
