@@ -133,6 +133,8 @@ class Service:
         self.agent = Agent(self.settings)
         self.port = 0
         self._providers: set[str] = set()
+        self._tokens = TokenFile(self.settings.http.tokens_file)
+        self._limiter = RateLimiter(self.settings.http.rate_limit)
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._startup = Flag("MongoDB was not reached yet")
@@ -202,16 +204,25 @@ class Service:
 
     def _server(self) -> Server:
         http = self.settings.http
+        self._read_tokens()
         context = Context(
             operations=self.agent.operations,
             metrics=self.agent.metrics,
             health=self.health,
-            tokens=TokenFile(http.tokens_file),
+            tokens=self._tokens,
             version=agent_version(),
             base_path=http.base_path,
-            limiter=RateLimiter(http.rate_limit),
+            limiter=self._limiter,
         )
         return Server(make_app(context), http.host, http.port, tls=ssl_context(http.tls_cert, http.tls_key))
+
+    def _read_tokens(self) -> None:
+        """Reads the tokens once, so that a bad file is said at start. Raises ``ConfigurationError``."""
+        tokens = self._tokens.load()
+        if tokens.problems:
+            raise ConfigurationError([f"http.tokens_file: {problem}" for problem in tokens.problems])
+        for warning in tokens.warnings:
+            log.warning("tokens_file", warning=warning)
 
     def _begin(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -301,6 +312,7 @@ class Service:
 
     async def _refresh(self) -> None:
         """Lets the gauges say what the journal and the schedule say."""
+        await self._reach()
         try:
             with time_limit(REFRESH_SECONDS):
                 pauses = await self.agent.keep.controls.pauses()

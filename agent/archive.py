@@ -3,7 +3,7 @@
 An entry holds what a document was (the whole of it as raw BSON before a deletion, the previous values of the fields
 before an update) and what became of it. States: *planned* (a dry run's), *pending* (about to change, on a server
 without transactions), *done*, *restored*, *conflict* (changed since, left as it is), *stale* (a planned item that no
-longer held when its plan was applied).
+longer held when its plan was applied; a pending change of a dead agent that did not happen).
 
 Restore puts back what is still as the agent left it, byte for byte and in the order of its fields, and reports the rest.
 """
@@ -59,10 +59,8 @@ class Archive:
             {
                 **_entry(run, namespace, item, "planned", now + PLAN_KEEP),
                 "held": held,
-                "match": Binary(encode(item.match)),
-                "values": Binary(encode(item.values)),
+                "item": Binary(encode({"match": item.match, "values": item.values, "identity": item.identity})),
                 "since": item.since,
-                "identity": item.identity,
             }
             for item, held in items
         ]
@@ -135,9 +133,8 @@ class Archive:
         """The items of a plan that were not applied yet, in batches."""
         batch: list[Item] = []
         async for entry in self.entries({"run": run, "state": "planned"}):
-            match, values = decode(entry["match"]), decode(entry["values"])
-            said = (entry["what"], entry["action"], entry["reason"], match, entry["since"], values, entry["identity"])
-            batch.append(Item(entry["id"], *said))
+            said = {name: entry[name] for name in ("id", "what", "action", "reason", "since")}
+            batch.append(Item(**said, **decode(entry["item"])))
             if len(batch) >= size:
                 yield batch
                 batch = []
@@ -226,12 +223,19 @@ class Restorer:
         await self._archive.mark([entry["_id"] for entry in conflicts], "conflict", session)
         return restored, conflicts
 
-    async def settle(self, entries: Sequence[Document]) -> list[Document]:
-        """Marks the pending entries whose change happened as done, drops the others; returns the former."""
+    async def settle(self, entries: Sequence[Document], *, forget: bool = True) -> list[Document]:
+        """Marks the pending entries whose change happened as done, drops the others; returns the former.
+
+        ``forget`` false keeps the others, as *stale*: a change that was sent long ago may still arrive.
+        """
         happened = [entry for entry in entries if await self._happened(entry)]
         kept = {entry["_id"] for entry in happened}
+        others = [entry["_id"] for entry in entries if entry["_id"] not in kept]
         await self._archive.mark(list(kept), "done")
-        await self._archive.forget([entry["_id"] for entry in entries if entry["_id"] not in kept])
+        if forget:
+            await self._archive.forget(others)
+        else:
+            await self._archive.mark(others, "stale")
         return happened
 
     async def _happened(self, entry: Document) -> bool:

@@ -102,6 +102,7 @@ class Batches:
         except (StoreUnavailableError, StoreDeniedError):
             raise
         except StoreError as error:
+            await self._settle()
             if len(items) == 1:
                 log.warning("item_failed", job=job.name, id=str(items[0].id), error=str(error))
                 return Written(failed=1)
@@ -209,6 +210,12 @@ class Batches:
             return entries
         return await self._keep.restorer.settle(entries)
 
+    async def _settle(self) -> None:
+        """Without transactions: finds out what a batch that broke has changed, before its parts are copied again."""
+        if not await self._keep.store.has_transactions():
+            pending = [entry async for entry in self._keep.archive.entries({"state": "pending", "job": self._run.job})]
+            await self._keep.restorer.settle(pending)
+
     # --- put back
 
     async def _reverse(
@@ -254,11 +261,15 @@ def _guarded(change: Change, items: Sequence[Item]) -> list[tuple[Document, list
     """Filters for writes, each with its items: ids, the change's conditions, and the evidence that only they carry."""
     groups: dict[tuple[bytes, bytes], list[Item]] = defaultdict(list)
     for item in items:
-        groups[encode(item.match), encode(item.values)].append(item)
+        groups[_packed(item.match), _packed(item.values)].append(item)
     return [
         ({"$and": [{"_id": {"$in": [item.id for item in some]}}, change.filter, some[0].match]}, some)
         for some in groups.values()
     ]
+
+
+def _packed(document: Document) -> bytes:
+    return encode(document) if document else b""
 
 
 def _any_of(change: Change, items: Sequence[Item]) -> Document:

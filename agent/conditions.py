@@ -68,7 +68,8 @@ def made_before(field: str | None, horizon: dt.datetime) -> Document:
     """The document was made before ``horizon``: by its field, else by the time in its ObjectId, else it has no age."""
     if field is not None:
         return before(field, horizon)
-    latest = ObjectId.from_datetime(horizon)
+    # An ObjectId counts in seconds: those of the horizon's own second are older unless it begins with it.
+    latest = ObjectId.from_datetime(horizon + dt.timedelta(microseconds=-horizon.microsecond % 1_000_000))
     return {"$or": [{"_id": {"$lt": latest}}, {"_id": {"$not": {"$type": "objectId"}}}]}
 
 

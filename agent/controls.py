@@ -38,11 +38,19 @@ class Controls:
         return {record["_id"].partition("/")[2] or None: record for record in found}
 
     async def add_totals(self, run: Document, session: Session | None = None) -> None:
-        """Adds the record of a real run that ended to the totals, which are kept for ever."""
+        """Adds the record of a real run that ended to the totals, which are kept for ever; a job's last run only once."""
         counts = {f"{run['kind']}.{action}": count for action, count in run["changed"].items() if count}
         errors = int(run["outcome"] in {"failed", "timed_out"}) + run["failed"]
-        update = {"$inc": {"runs": 1, "errors": errors, **counts}, "$set": {"last_run": run["ended_at"]}}
-        await self._collection.update_one({"_id": "totals"}, update, upsert=True, session=session)
+        counted = f"counted.{run['job']}"
+        new = {"_id": "totals", counted: {"$ne": run["_id"]}}
+        update = {
+            "$inc": {"runs": 1, "errors": errors, **counts},
+            "$set": {"last_run": run["ended_at"], counted: run["_id"]},
+        }
+        try:
+            await self._collection.update_one(new, update, upsert=True, session=session)
+        except DuplicateError:  # counted before, or the totals were made by another agent at this very moment
+            await self._collection.update_one(new, update, session=session)
 
     async def totals(self) -> Document:
         """The totals: runs, errors, last_run, and what was changed by kind and action."""

@@ -17,7 +17,7 @@ from agent.archive import RESTORE_BATCH
 from agent.batches import Batches, Keep
 from agent.errors import AgentError, InterruptedRunError, RefusedError
 from agent.guards import cap, judge, refuse_cap
-from agent.job import Item, Job, Ports, Proof, Run, action_of
+from agent.job import Action, Change, Item, Job, Ports, Proof, Run, action_of
 from agent.lease import Lease
 from agent.reader import Overlay, StoreReader
 from agent.spool import Spool
@@ -44,8 +44,12 @@ class Execution:
         stop: asyncio.Event,
         lease: Lease | None,
         overlay: Overlay | None = None,
+        shown: bool = False,
     ) -> None:
-        """``deadline`` is an instant of the event loop's clock; ``stop`` asks for an end between two batches."""
+        """``deadline`` is an instant of the event loop's clock; ``stop`` asks for an end between two batches.
+
+        ``overlay`` holds the plans of the earlier jobs of a pass; ``shown`` says whether a later one needs this plan.
+        """
         self._keep = keep
         self._run = run
         self._report = run.report
@@ -53,6 +57,7 @@ class Execution:
         self._deadline = deadline
         self._stop = stop
         self._overlay = overlay if run.dry_run else None
+        self._shown = shown
         self._ports = Ports(StoreReader(keep.store, self._overlay), Volume(keep.threads), keep.clients)
         self._batches = Batches(keep, run, lease, now, self._left) if lease is not None else None
         self._archived = 0
@@ -102,10 +107,11 @@ class Execution:
             return None
         await self._prove(job)
         spool = Spool()
+        said = log.bind(job=job.name)  # once: a line that is not written then costs next to nothing
         async for item in job.select(self._ports, self._now):
             if count:
                 self._report.finds(item)
-                log.debug("item_found", job=job.name, id=item.id, what=item.what, reason=item.reason)
+                said.debug("item_found", id=str(item.id), what=item.what, reason=item.reason)
             if item.action:
                 spool.add(item)
         await self._prove(job)
@@ -179,11 +185,13 @@ class Execution:
 
     def _lay_over(self, job: Job, due: Spool) -> None:
         """Shows the plan to the later jobs of a dry pass; one that would be refused has no effect."""
-        if self._overlay is None or self._report.would_refuse:
+        if self._overlay is None or not self._shown or self._report.would_refuse:
             return
+        changes: dict[Action, Change] = {}
         for items in due.batches(SORT_OUT, most=self._most(job, due)):
             for item in items:
-                change = job.change(action_of(item), self._now)
+                action = action_of(item)
+                change = changes.get(action) or changes.setdefault(action, job.change(action, self._now))
                 if change.set is None:
                     self._overlay.delete(job.namespace, item.id)
                 else:

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from agent.conditions import Condition
 from agent.settings import Duration, Filter
@@ -189,6 +189,12 @@ class Job(BaseModel, ABC):
     where: Filter = Field(default_factory=dict, description="A filter that narrows the collection that the job changes.")
     database: str = Field(description="The database of the collection that the job changes.")
     limit: Limit = Field(description="Caps of one run, merged over the kind's own.")
+
+    @field_validator("where")
+    @classmethod
+    def _where_is_extended_json(cls, where: Mapping[str, Any]) -> Mapping[str, Any]:
+        from_extended_mapping(where)
+        return where
 
     @model_validator(mode="before")
     @classmethod

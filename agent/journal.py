@@ -69,19 +69,19 @@ class Journal:
         return closed is not None
 
     async def set_counts(self, run: str, changed: Mapping[str, int]) -> None:
-        """Replaces counts of a run by what the archive tells (recovery on a standalone server)."""
+        """Raises counts of a run to what the archive tells (on a standalone server)."""
         counts = {f"changed.{action}": count for action, count in changed.items()}
         if counts:
-            await self._collection.update_one({"_id": run}, {"$set": counts})
+            await self._collection.update_one({"_id": run}, {"$max": counts})
 
     async def left(self, job: str, term: int) -> list[str]:
-        """The real runs of a job that a dead agent left open in an earlier term."""
+        """The real runs of a job that a dead agent left open in an earlier term, the earliest first."""
         filter = {"job": job, "ended_at": None, "dry_run": False, "term": {"$lt": term}}
-        return [run["_id"] for run in await self._collection.find_all(filter, ["_id"])]
+        return [run["_id"] for run in await self._collection.find_all(filter, ["_id"], sort=[("term", 1)])]
 
-    async def close_left(self, run: str, now: dt.datetime) -> Document | None:
+    async def close_left(self, run: str, now: dt.datetime, session: Session | None = None) -> Document | None:
         """Closes such a run as interrupted, with the counts that it has; nothing where somebody else did."""
-        found = await self._collection.find_one({"_id": run}, ["started_at"])
+        found = await self._collection.find_one({"_id": run}, ["started_at"], session=session)
         if found is None:
             return None
         values = {
@@ -91,7 +91,9 @@ class Journal:
             "reason": "the agent that ran it is gone; what its committed batches changed is counted",
             "seconds": round((now - found["started_at"]).total_seconds(), 3),
         }
-        return await self._collection.find_one_and_update({"_id": run, "ended_at": None}, {"$set": values})
+        return await self._collection.find_one_and_update(
+            {"_id": run, "ended_at": None}, {"$set": values}, session=session
+        )
 
     async def close_left_dry(self, before: dt.datetime, now: dt.datetime) -> None:
         """Closes dry runs that began so long ago that no agent can still be at them."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from contextlib import suppress
 from typing import Any
 
 from agent.batches import Keep
@@ -31,7 +32,7 @@ from agent.runner import (
     new_id,
     order_of,
 )
-from agent.store import Document, Namespace, ObjectId, comparable, from_extended_json, to_extended_json
+from agent.store import Document, Namespace, ObjectId, comparable, from_extended_json, is_storable, to_extended_json
 from agent.volume import Volume
 
 Schedule = Callable[[str], dt.datetime | None]
@@ -88,8 +89,7 @@ class Operations:
     ) -> Active:
         """Begins a run of one job. Raises ``NotFoundError``, ``BusyError``, ``StoreError``."""
         job = find_job(self._jobs, name)
-        asked = Order(trigger, requested_by=requested_by, dry_run=dry_run, accept=accept, overlay=Overlay())
-        order, body = order_of(job, asked)
+        order, body = order_of(job, Order(trigger, requested_by=requested_by, dry_run=dry_run, accept=accept))
         try:
             return await self._runner.start(order, body)
         except BusyError:
@@ -114,9 +114,12 @@ class Operations:
             chosen = [job for job in self._jobs.values() if job.enabled]
         else:
             chosen = [find_job(self._jobs, name) for name in dict.fromkeys(names)]
-        asked = Order(trigger, requested_by=requested_by, dry_run=dry_run, accept=accept, overlay=Overlay())
-        slots = slots or {}
-        orders = [order_of(job, replace(asked, scheduled_for=slots.get(job.name))) for job in in_cascade(chosen)]
+        asked = Order(trigger, requested_by=requested_by, dry_run=dry_run, accept=accept)
+        jobs, slots, overlay = in_cascade(chosen), slots or {}, Overlay()
+        orders = [
+            order_of(job, replace(asked, scheduled_for=slots.get(job.name), overlay=overlay, shown=_reads(jobs[at:], job)))
+            for at, job in enumerate(jobs, 1)
+        ]
         return self._begin(orders, exclusive=trigger in {"manual", "cli"})
 
     def _begin(self, orders: Sequence[tuple[Order, Body]], *, exclusive: bool) -> Pass:
@@ -408,19 +411,19 @@ class Operations:
         return held
 
 
+def _reads(later: Sequence[Job], earlier: Job) -> bool:
+    """Whether a later job of a pass reads what an earlier one changes."""
+    return any(earlier.namespace in {job.namespace, *job.sources} for job in later)
+
+
 def ids_of(text: str) -> list[Any]:
     """The ids that a text may mean: Extended JSON if it parses as such, else a string, else a 24-digit ObjectId."""
     ids: list[Any] = [text]
-    try:
-        parsed = from_extended_json(text)
-    except ValueError:
-        pass
-    else:
-        if parsed is not None:
-            ids.insert(0, parsed)
+    with suppress(ValueError):
+        ids.insert(0, from_extended_json(text))
     if len(text) == HEX_OF_AN_OBJECT_ID and ObjectId.is_valid(text):
         ids.append(ObjectId(text))
-    return ids
+    return [id for id in ids if id is not None and is_storable(id)]
 
 
 def _the_one(text: str, found: Sequence[Any], where: str) -> Any:

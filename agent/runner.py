@@ -12,6 +12,7 @@ import datetime as dt
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol, cast
 
 import structlog
@@ -78,6 +79,8 @@ class Order:
     pass_id: str = field(default_factory=lambda: new_id())
     run_id: str = field(default_factory=lambda: new_id())
     overlay: Overlay | None = None
+    shown: bool = False
+    """Whether a later job of the pass has to see the plan of a dry run."""
     source: str | None = None
     scope: Scope = "shared"
 
@@ -191,17 +194,38 @@ class Runner:
 
     async def _recover(self, job: str, lease: Lease) -> None:
         """Settles what a dead agent left of earlier terms of the job."""
-        settled = not await self._keep.store.has_transactions()
-        if settled:
-            pending = [entry async for entry in self._keep.archive.entries({"state": "pending", "job": job})]
-            await self._keep.restorer.settle(pending)
+        transactions = await self._keep.store.has_transactions()
+        if not transactions:
+            last = await self._keep.journal.last(job, {"dry_run": False})
+            if last is not None:
+                await self._keep.controls.add_totals(last)  # its agent may have died before it did
+            await self._settle(job)
         for left in await self._keep.journal.left(job, lease.term):
-            if settled:
-                await self._keep.journal.set_counts(left, await self._keep.archive.counts(left))
-            closed = await self._keep.journal.close_left(left, lease.now)
-            if closed is not None:
-                await self._keep.controls.add_totals(closed)
+            if not transactions:
+                await self._recount(left)
+            if await self._together(partial(self._close_left, left, lease.now)):
                 log.warning("closed_left_run", job=job, run=left)
+
+    async def _close_left(self, left: str, now: dt.datetime, session: Session | None) -> bool:
+        closed = await self._keep.journal.close_left(left, now, session)
+        if closed is not None:
+            await self._keep.controls.add_totals(closed, session)
+        return closed is not None
+
+    async def _settle(self, job: str) -> None:
+        """Without transactions: finds out what became of the changes that were begun and not confirmed."""
+        pending = [entry async for entry in self._keep.archive.entries({"state": "pending", "job": job})]
+        await self._keep.restorer.settle(pending, forget=False)
+
+    async def _recount(self, run: str) -> None:
+        """Without transactions: the record's counts are what the archive tells."""
+        await self._keep.journal.set_counts(run, await self._keep.archive.counts(run))
+
+    async def _together(self, work: Callable[[Session | None], Awaitable[bool]]) -> bool:
+        """Does the work in one transaction where the server has them."""
+        if await self._keep.store.has_transactions():
+            return await self._keep.store.transaction(work, seconds=CLOSE_SECONDS)
+        return await work(None)
 
     # --- run
 
@@ -219,6 +243,7 @@ class Runner:
                     stop=active.stop,
                     lease=lease,
                     overlay=order.overlay,
+                    shown=order.shown,
                 )
                 run.outcome = await self._outcome(active, execution, body, lease)
                 run.seconds = round(asyncio.get_running_loop().time() - began, 3)
@@ -269,31 +294,35 @@ class Runner:
         run.report.complete = run.report.complete and run.outcome == "succeeded"
         try:
             with time_limit(CLOSE_SECONDS):
-                await self._close_record(run)
+                await self._close_record(run, lease)
                 if run.outcome == "succeeded" and not run.dry_run:
                     for proof in execution.proofs:
                         await self._keep.controls.set_baseline(run.job, proof, run)
                     if execution.pictures:
                         await self._keep.controls.set_pictures(run.job, execution.pictures)
-        except StoreError as error:
+        except (StoreError, LeaseLostError) as error:
             log.warning("record_not_closed", run=run.id, error=str(error))
         finally:
             await self._release(run.job, lease)
 
-    async def _close_record(self, run: Run) -> None:
+    async def _close_record(self, run: Run, lease: Lease | None) -> None:
         """Closes the record and adds it to the totals, both or neither where the server has transactions."""
         if run.dry_run:
             await self._keep.journal.close(run)
             return
+        clean = run.outcome == "succeeded" and not run.report.failed
+        if lease is not None and not clean and not await self._keep.store.has_transactions():
+            lease.check()  # else the next holder finds out what became of the last batch, and closes the record
+            await self._settle(run.job)
+            await self._recount(run.id)
 
-        async def close(session: Session | None) -> None:
-            if await self._keep.journal.close(run, session):
+        async def close(session: Session | None) -> bool:
+            closed = await self._keep.journal.close(run, session)
+            if closed:
                 await self._keep.controls.add_totals(run.document, session)
+            return closed
 
-        if await self._keep.store.has_transactions():
-            await self._keep.store.transaction(close, seconds=CLOSE_SECONDS)
-        else:
-            await close(None)
+        await self._together(close)
 
     async def _release(self, job: str, lease: Lease | None) -> None:
         if lease is None:

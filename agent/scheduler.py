@@ -83,13 +83,18 @@ class Timetable:
         """``since`` is the instant from which slots count; ``seed`` makes the jitter repeatable."""
         self._jitter = jitter.total_seconds()
         self._seed = seed if seed is not None else secrets.token_hex(8)
-        self._since = since
+        self._slots: dict[str, Slots] = {}
         self._last: dict[str, dt.datetime] = {}
-        self.use(jobs)
+        self.use(jobs, since)
 
-    def use(self, jobs: Mapping[str, Job]) -> None:
-        """Takes the jobs of a configuration that was loaded again; what was due before stays done."""
-        self._slots = {name: Slots.of(job) for name, job in jobs.items() if job.enabled}
+    def use(self, jobs: Mapping[str, Job], now: dt.datetime) -> None:
+        """Takes the jobs of a configuration that was loaded again; what was due before stays done.
+
+        A job that is new, or has another schedule than before, has no slots that went by: it begins ``now``.
+        """
+        slots = {name: Slots.of(job) for name, job in jobs.items() if job.enabled}
+        self._last |= {name: now for name in slots if slots[name] != self._slots.get(name)}
+        self._slots = slots
 
     def starts(self, slot: dt.datetime) -> dt.datetime:
         """The slot with its jitter, which is drawn once a slot for all jobs together."""
@@ -102,7 +107,7 @@ class Timetable:
         """When the job's next slot starts; ``None`` where it has none."""
         if job not in self._slots:
             return None
-        start = self.starts(self._slots[job].after(self._last.get(job, self._since)))
+        start = self.starts(self._slots[job].after(self._last[job]))
         return start if start < NEVER else None
 
     def next_wake(self, after: dt.datetime) -> dt.datetime | None:
@@ -123,14 +128,18 @@ class Timetable:
         return self._slots[job].interval(now) if job in self._slots else None
 
     def due(self, now: dt.datetime) -> tuple[dict[str, dt.datetime], dict[str, list[dt.datetime]]]:
-        """Takes what is due: the latest slot of each job, and the earlier slots that went by."""
+        """Takes what is due: the latest slot of each job, and the earlier slots that went by.
+
+        Where the jitter is longer than the interval, one of these may not even have started: it will not any more.
+        """
         due: dict[str, dt.datetime] = {}
         earlier: dict[str, list[dt.datetime]] = {}
         for job, slots in self._slots.items():
-            come = [slot for slot in slots.between(self._last.get(job, self._since), now) if self.starts(slot) <= now]
-            if come:
-                due[job] = self._last[job] = come[-1]
-                earlier[job] = come[:-1]
+            past = slots.between(self._last[job], now)
+            latest = next((slot for slot in reversed(past) if self.starts(slot) <= now), None)
+            if latest is not None:
+                due[job] = self._last[job] = latest
+                earlier[job] = [slot for slot in past if slot < latest]
         return due, {job: slots for job, slots in earlier.items() if slots}
 
 
@@ -164,7 +173,7 @@ class Scheduler:
 
     def use(self, jobs: Mapping[str, Job]) -> None:
         """Takes the jobs of a configuration that was loaded again."""
-        self.timetable.use(jobs)
+        self.timetable.use(jobs, self._now())
         if self.running:
             self._arm()
 
@@ -173,12 +182,14 @@ class Scheduler:
         self._clock.add_job(self.tick, _WhenDue(self.timetable), misfire_grace_time=None, **options)
 
     async def tick(self) -> None:
-        """Starts what is due now."""
-        due, earlier = self.timetable.due(self._now())
-        for job, slots in earlier.items():
-            await self._missed(job, slots)
-        if due:
+        """Starts what is due now, and what becomes due meanwhile: APScheduler drops a wake-up during another."""
+        while True:
+            due, earlier = self.timetable.due(self._now())
+            if not due:
+                return
             await self._start_pass(due)
+            for job, slots in earlier.items():
+                await self._missed(job, slots)
 
     def stop(self) -> None:
         """Stops the clock; passes that were started go on."""

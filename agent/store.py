@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import bson
 import pymongo
-from bson import Binary, Decimal128, Int64, ObjectId, json_util
+from bson import Binary, Code, Decimal128, Int64, ObjectId, json_util
 from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.datetime_ms import DatetimeMS
 from bson.raw_bson import RawBSONDocument
@@ -58,6 +58,7 @@ __all__ = [
     "encode",
     "from_extended_json",
     "from_extended_mapping",
+    "is_storable",
     "time_limit",
     "to_extended_json",
     "type_name",
@@ -81,6 +82,7 @@ COMMIT_SECONDS = 10.0  # a commit without an answer is asked for again after thi
 
 _TYPE_NAMES: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (type(None), "null"),
+    (Code, "javascript"),  # a subclass of str that compares with no text
     (str, "string"),
     (ObjectId, "objectId"),
     ((dt.datetime, DatetimeMS), "date"),
@@ -150,6 +152,15 @@ def decode(data: bytes) -> Document:
     return bson.decode(data, codec_options=_OPTIONS)
 
 
+def is_storable(value: object) -> bool:
+    """Whether MongoDB can hold the value at all: integers have 64 bits, text is UTF-8, keys have no NUL."""
+    try:
+        encode({"": value})
+    except (bson.errors.BSONError, OverflowError, UnicodeEncodeError, RecursionError, TypeError):
+        return False
+    return True
+
+
 def type_name(value: object) -> str:
     """The BSON type of a value; all numbers are one type, as they are to the server's comparison."""
     if isinstance(value, bool):
@@ -166,7 +177,7 @@ def comparable(value: object) -> Hashable:
     """
     if isinstance(value, tuple):
         return tuple(comparable(entry) for entry in value)
-    if value is None or isinstance(value, str):
+    if value is None or isinstance(value, ObjectId) or (isinstance(value, str) and not isinstance(value, Code)):
         return value
     if isinstance(value, bool):
         return ("bool", value)
@@ -203,7 +214,7 @@ def from_extended_json(text: str) -> Any:
     """
     try:
         return json_util.loads(text, json_options=_JSON)
-    except (ValueError, TypeError, KeyError, errors.PyMongoError, bson.errors.BSONError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError, ArithmeticError, bson.errors.BSONError) as error:
         raise ValueError(str(error)) from error
 
 

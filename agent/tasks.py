@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from agent.conditions import Condition, one_of
 from agent.job import Job, Ports
+from agent.settings import Accepts
 from agent.store import Document, Namespace
 
 
@@ -16,7 +17,13 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
-Values = Annotated[tuple[str | int | bool, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+Value = str | int | bool
+Values = Annotated[
+    tuple[Value, ...],
+    BeforeValidator(_as_tuple, json_schema_input_type=Value | list[Value]),
+    Field(min_length=1),
+    Accepts("a value or a list of values"),
+]
 
 
 class Statuses(BaseModel):

@@ -28,6 +28,7 @@ NAMES_KEPT = 100_000  # directory names of the listings kept at a time: about 15
 WITNESSES = 8  # directories found, looked for again before every batch: an emptied volume has none of them
 MARKER_BYTES = 4096
 PATHS_A_CALL = 1000
+PATH_BYTES = 4096  # with the byte that ends it; a longer path is none to any file system, whichever parents are missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +106,15 @@ class _Tree:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._real = os.path.realpath(root)
+        self._most_bytes = PATH_BYTES - len(os.fsencode(root)) - len("/") - 1
         self._listings: OrderedDict[Parts, _Listing | Presence] = OrderedDict()
         self._names = 0
         self.witnesses: list[Parts] = []
 
     def presence(self, parts: Parts) -> Presence:
         """What stands at the path."""
+        if len(os.fsencode("/".join(parts))) > self._most_bytes:
+            return "malformed"
         parent = self._listing(parts[:-1])
         if isinstance(parent, str):
             return parent
@@ -140,23 +143,24 @@ class _Tree:
             if error.errno in {errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EACCES}:
                 return "outside"
             raise _failed(self._root.joinpath(*parts), error) from error
-        inside = os.path.commonpath([real, self._real]) == self._real
+        root = os.path.realpath(self._root)
+        inside = os.path.commonpath([real, root]) == root
         return "present" if inside and Path(real).is_dir() else "outside"
 
     def _listing(self, parts: Parts) -> _Listing | Presence:
-        if parts in self._listings:
-            self._listings.move_to_end(parts)
-            return self._listings[parts]
-        found: _Listing | Presence = "present" if not parts else self._presence_of_parent(parts)
-        if found == "present":
-            found = self._scan(parts)
-        self._keep(parts, found)
+        """The listing of a directory, or what stands in its place or in that of one of its parents."""
+        if () not in self._listings:
+            self._keep((), self._scan(()))
+        known = next(depth for depth in range(len(parts), -1, -1) if parts[:depth] in self._listings)
+        self._listings.move_to_end(parts[:known])
+        found = self._listings[parts[:known]]
+        for depth in range(known + 1, len(parts) + 1):
+            if isinstance(found, str):
+                break
+            presence = self._entry(found, parts[:depth])
+            found = self._scan(parts[:depth]) if presence == "present" else presence
+            self._keep(parts[:depth], found)
         return found
-
-    def _presence_of_parent(self, parts: Parts) -> Presence:
-        """What stands at the path of a directory that is itself a parent (never a witness)."""
-        parent = self._listing(parts[:-1])
-        return parent if isinstance(parent, str) else self._entry(parent, parts)
 
     def _scan(self, parts: Parts) -> _Listing | Presence:
         path = self._root.joinpath(*parts)

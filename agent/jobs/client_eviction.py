@@ -33,6 +33,7 @@ class ClientEviction(Job):
     cascade: ClassVar[int] = 6
 
     kind: Literal["client_eviction"] = "client_eviction"
+    every: Duration | None = Field(default=dt.timedelta(minutes=5), description="Interval, aligned to the Unix epoch.")
     ttl: Duration = Field(default=dt.timedelta(hours=1), description="A client that nobody used for this long goes.")
     max_age: Duration = Field(default=dt.timedelta(days=1), description="A client that was made this long ago goes.")
     refusals: int = Field(default=3, ge=1, description="A client that was refused this often in a row goes.")

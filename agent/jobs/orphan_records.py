@@ -146,6 +146,7 @@ class OrphanRecords(Quarantined):
         return items
 
     def _item(self, record: Document, path: str, presence: Presence, now: dt.datetime) -> Item | None:
+        path = path[:200]
         if presence != "absent":
             what = presence if presence != "present" else "malformed"
             return Item(record["_id"], what, None, _REPORTED[what].format(path=path))

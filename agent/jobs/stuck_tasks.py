@@ -17,7 +17,7 @@ import datetime as dt
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from agent.conditions import Condition, absent, before, no_date, odd_date, read, together
 from agent.job import Action, Change, Item, Limit, Ports, Query
@@ -26,6 +26,10 @@ from agent.store import Document, Index
 from agent.tasks import TaskJob
 
 HOUR = dt.timedelta(hours=1)
+MESSAGES: Mapping[Literal["failed", "cancelled"], str] = {
+    "failed": "Task was running without a sign of life past its limit - failed by maintenance service",
+    "cancelled": "Task was pending past its limit - cancelled by maintenance service",
+}
 
 
 class TypeLimits(BaseModel):
@@ -51,12 +55,14 @@ class StuckTasks(TaskJob):
     )
     never: tuple[str, ...] = Field(default=(), description="Types of tasks that are never touched (needs `fields.type`).")
     messages: dict[Literal["failed", "cancelled"], str] = Field(
-        default={
-            "failed": "Task was running without a sign of life past its limit - failed by maintenance service",
-            "cancelled": "Task was pending past its limit - cancelled by maintenance service",
-        },
-        description="What `error_message` of an ended task says.",
+        default=dict(MESSAGES), description="What `error_message` of an ended task says."
     )
+
+    @field_validator("messages")
+    @classmethod
+    def _says_the_rest(cls, messages: dict[Literal["failed", "cancelled"], str]) -> dict[Literal["failed", "cancelled"], str]:
+        """One message may be said alone."""
+        return {**MESSAGES, **messages}
 
     def model_post_init(self, _context: Any, /) -> None:
         """Limits by type need to know where the type stands."""
@@ -89,7 +95,7 @@ class StuckTasks(TaskJob):
     def change(self, action: Action, now: dt.datetime) -> Change:
         """The task is ended, while it is in the status and without the sign of life that made it stuck."""
         status = self.statuses.failed if action == "failed" else self.statuses.cancelled
-        message = self.messages.get(action, "") if action in {"failed", "cancelled"} else ""
+        message = self.messages["failed" if action == "failed" else "cancelled"]
         return Change(together(*self.explain(now)[action]), self.ended(status, message, now))
 
     def explain(self, now: dt.datetime) -> Mapping[Action, Sequence[Condition]]:
