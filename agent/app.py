@@ -60,9 +60,7 @@ class Agent:
         self.metrics = Metrics(agent_version(), settings.jobs)
         self.store = Store(settings.mongodb.uri.get_secret_value(), observe=self.metrics.command)
         self.threads = ThreadPoolExecutor(VOLUME_THREADS, thread_name_prefix="volume")
-        archive = Archive(
-            self._collection("items"), keep=settings.archive.keep, enabled=settings.archive.enabled
-        )
+        archive = Archive(self._collection("items"), keep=settings.archive.keep, enabled=settings.archive.enabled)
         self.keep = Keep(
             store=self.store,
             journal=Journal(self._collection("runs"), keep=settings.journal.keep),
@@ -73,6 +71,8 @@ class Agent:
             archive_bytes=settings.archive.max_size,
             threads=self.threads,
             clients=Clients(self.metrics.cache),
+            throttle=settings.throttle,
+            throttled=self.metrics.throttled,
         )
         leases = Leases(self._collection("leases"), holder=self.name, ttl=settings.lease.ttl)
         self.runner = Runner(self.keep, leases, self.metrics, agent=self.name)
@@ -173,7 +173,7 @@ class Service:
     # --- life
 
     async def run(self, *, ready: Callable[[int], None] | None = None) -> None:
-        """Serves until ``stop``; ``ready`` is told the port. Raises ``ConfigurationError`` for what cannot be opened."""
+        """Serves until ``stop``; ``ready`` is told the port. Raises ``ConfigurationError`` where that cannot be had."""
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.agent.close)
             stack.push_async_callback(self.health.close)
@@ -272,7 +272,9 @@ class Service:
         if jobs:
             await self._pass(jobs, due, "schedule")
 
-    async def _pass(self, jobs: Sequence[str], slots: Mapping[str, dt.datetime], trigger: Literal["schedule", "startup"]) -> None:
+    async def _pass(
+        self, jobs: Sequence[str], slots: Mapping[str, dt.datetime], trigger: Literal["schedule", "startup"]
+    ) -> None:
         try:
             begun = await self.agent.operations.run_pass(trigger=trigger, requested_by=None, names=jobs, slots=slots)
         except BusyError as error:
@@ -321,6 +323,7 @@ class Service:
                     self._show_schedule(job, paused=None in pauses or job.name in pauses)
                     await self._show_journal(job, now)
                 self._show_allocations(await self.agent.keep.controls.pictures(list(self.settings.jobs)))
+                await self._show_archive()
         except StoreError as error:
             log.debug("gauges_not_refreshed", error=str(error))
 
@@ -332,7 +335,13 @@ class Service:
             paused=paused,
             interval_seconds=interval.total_seconds() if interval else None,
             next_run=self._next_run(job.name),
+            run_timeout_seconds=job.run_timeout.total_seconds(),
         )
+
+    async def _show_archive(self) -> None:
+        keep = self.agent.keep
+        limit = keep.archive_bytes if keep.archive.enabled else 0
+        self.agent.metrics.archive_state(archived=await keep.archive.size(), limit=limit)
 
     def _show_allocations(self, pictures: Sequence[Document]) -> None:
         """Shows the providers that the last audits saw, and forgets those that they saw no more."""
@@ -408,7 +417,7 @@ class Service:
 
 VIEWS: tuple[Literal["capacity", "booked", "owed", "used"], ...] = ("capacity", "booked", "owed", "used")
 # What is opened once; the other sections are looked up when they are needed.
-FIXED = ("mongodb", "http", "journal", "archive", "lease", "collections", "log", "shutdown")
+FIXED = ("mongodb", "http", "journal", "archive", "lease", "collections", "throttle", "log", "shutdown")
 # The runs whose findings stand: what a refused proof kept from counting is no finding.
 LOOKED: Document = {
     "trigger": {"$nin": ["restore", "plan"]},

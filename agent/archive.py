@@ -5,7 +5,7 @@ before an update) and what became of it. States: *planned* (a dry run's), *pendi
 without transactions), *done*, *restored*, *conflict* (changed since, left as it is), *stale* (a planned item that no
 longer held when its plan was applied; a pending change of a dead agent that did not happen).
 
-Restore puts back what is still as the agent left it, byte for byte and in the order of its fields, and reports the rest.
+Restore puts back what is still as the agent left it, byte for byte, the order of fields too, and reports the rest.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class Archive:
         self._keep = keep
         self.enabled = enabled
 
-    async def plan(self, run: Run, namespace: Namespace, items: Sequence[tuple[Item, str | None]], now: dt.datetime) -> None:
+    async def plan(
+        self, run: Run, namespace: Namespace, items: Sequence[tuple[Item, str | None]], now: dt.datetime
+    ) -> None:
         """Stores items of a dry run with what would hold them."""
         entries = [
             {
@@ -99,7 +101,9 @@ class Archive:
     async def mark(self, entries: Sequence[ObjectId], state: State, session: Session | None = None) -> None:
         """Says what became of entries."""
         if entries:
-            await self._collection.update_many({"_id": {"$in": list(entries)}}, {"$set": {"state": state}}, session=session)
+            await self._collection.update_many(
+                {"_id": {"$in": list(entries)}}, {"$set": {"state": state}}, session=session
+            )
 
     async def forget(self, entries: Sequence[ObjectId]) -> None:
         """Drops entries of changes that did not happen."""
@@ -126,7 +130,10 @@ class Archive:
 
     async def counts(self, run: str) -> Counter[str]:
         """What a run changed, as the archive tells: its confirmed entries by action."""
-        stages: list[Document] = [{"$match": {"run": run, "state": {"$in": ["done", "restored", "conflict"]}}}, {"$sortByCount": "$action"}]
+        stages: list[Document] = [
+            {"$match": {"run": run, "state": {"$in": ["done", "restored", "conflict"]}}},
+            {"$sortByCount": "$action"},
+        ]
         return Counter({found["_id"]: found["count"] async for found in self._collection.aggregate(stages)})
 
     async def planned(self, run: str, size: int) -> AsyncIterator[list[Item]]:
@@ -208,7 +215,9 @@ class Restorer:
         self._store = store
         self._archive = archive
 
-    async def restore(self, entries: Sequence[Document], session: Session | None = None) -> tuple[list[Document], list[Document]]:
+    async def restore(
+        self, entries: Sequence[Document], session: Session | None = None
+    ) -> tuple[list[Document], list[Document]]:
         """Restores the documents of entries; returns the entries that were restored and those that conflict.
 
         A document that is already as it was counts as restored. Raises ``StoreError``.

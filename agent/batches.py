@@ -20,17 +20,22 @@ import structlog
 from agent.archive import ENTRY_BYTES, Archive, Restorer
 from agent.clients import Clients
 from agent.controls import Controls
-from agent.errors import ConflictError, StoreDeniedError, StoreError, StoreUnavailableError
+from agent.errors import ConflictError, StoreDeniedError, StoreError, StoreSlowError, StoreUnavailableError
 from agent.job import Action, Change, Item, Job, Run, action_of
 from agent.journal import Journal
 from agent.lease import Lease
 from agent.marks import Marks
 from agent.store import Document, Namespace, RawBSONDocument, Session, Store, Write, comparable, encode, time_limit
+from agent.throttle import Reason, Sizer
+from agent.throttle import Settings as ThrottleSettings
 
 log = structlog.get_logger()
 T = TypeVar("T")
 
-BATCH_BYTES = 32 * 1024 * 1024  # documents of one batch: what a transaction writes stays in the server's cache to its end
+BATCH_BYTES = (
+    32 * 1024 * 1024
+)  # documents of one batch: what a transaction writes stays in the server's cache to its end
+MOST_A_BATCH = 10_000  # what `batch` may say at most
 WRITE_SECONDS = 10.0  # how long the writes of a batch may take before they are tried again
 HELD_AFTER_RESTORE = dt.timedelta(days=7)
 
@@ -48,6 +53,8 @@ class Keep:
     archive_bytes: int
     threads: Executor
     clients: Clients
+    throttle: ThrottleSettings
+    throttled: Callable[[str, Reason, float], None]
 
 
 @dataclass
@@ -88,6 +95,7 @@ class Batches:
         self._lease = lease
         self._now = now
         self._left = left
+        self.sizer = Sizer(MOST_A_BATCH)
 
     def check(self) -> None:
         """Raises ``LeaseLostError`` where this process may no longer write."""
@@ -98,7 +106,12 @@ class Batches:
         if not items:
             return Written()
         try:
-            return await self._together(lambda session: self._change(job, items, plan, session))
+            written = await self._together(lambda session: self._change(job, items, plan, session))
+        except StoreSlowError:
+            self.sizer.too_slow()
+            await self._settle()
+            if len(items) == 1:
+                raise
         except (StoreUnavailableError, StoreDeniedError):
             raise
         except StoreError as error:
@@ -106,6 +119,9 @@ class Batches:
             if len(items) == 1:
                 log.warning("item_failed", job=job.name, id=str(items[0].id), error=str(error))
                 return Written(failed=1)
+        else:
+            self.sizer.fine()
+            return written
         written = Written()
         for half in _halves(items):
             written.join(await self.write(job, half, plan))

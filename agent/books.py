@@ -191,7 +191,9 @@ def differences(books: Books, owed: Owed) -> list[str]:
     if books.bookings is not None:
         lost = sorted(set(books.bookings) - set(owed.by_booking))
         unbooked = sorted(set(owed.by_booking) - set(books.bookings))
-        other = sorted(name for name in set(books.bookings) & set(owed.by_booking) if books.bookings[name] != owed.by_booking[name])
+        other = sorted(
+            name for name in set(books.bookings) & set(owed.by_booking) if books.bookings[name] != owed.by_booking[name]
+        )
         said += _listed("bookings without a database", lost)
         said += _listed("databases without a booking", unbooked)
         said += _listed("bookings of another size", other)

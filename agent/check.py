@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 from agent import indexes
 from agent.app import Agent
-from agent.errors import StoreDeniedError, StoreError, VolumeError
+from agent.errors import StoreDeniedError, StoreError, StoreUnavailableError, VolumeError
 from agent.job import Job, Ports
 from agent.jobs.orphan_records import OrphanRecords
 from agent.reader import StoreReader
@@ -63,7 +63,7 @@ async def check(agent: Agent) -> AsyncIterator[Finding]:
     for warning in settings.warnings:
         yield Finding("warning", "configuration", warning)
     try:
-        for look in (_volumes, _connection, _permissions, _collections, _indexes, _queries):
+        for look in (_volumes, _connection, permissions, _collections, _indexes, _queries):
             async for finding in look(agent):
                 yield finding
     except StoreDeniedError as error:  # before anybody is logged in; what single looks may not see, they say
@@ -139,8 +139,8 @@ async def _collections(agent: Agent) -> AsyncIterator[Finding]:
         for namespace in dict.fromkeys((job.namespace, *job.sources)):
             try:
                 yield await _collection(agent.store, job, namespace)
-            except StoreDeniedError as error:
-                yield _denied("collections", namespace, error)
+            except StoreError as error:
+                yield _unseen("collections", namespace, error)
 
 
 async def _collection(store: Store, job: Job, namespace: Namespace) -> Finding:
@@ -167,8 +167,11 @@ async def _kind(store: Store, namespace: Namespace) -> str | None:
     return str(found[0]["type"]) if found else None
 
 
-def _denied(topic: str, what: object, error: StoreError) -> Finding:
-    return Finding("problem", topic, f"{what}: may not be looked at: {error}")
+def _unseen(topic: str, what: object, error: StoreError) -> Finding:
+    """What is said of something that the server does not let be looked at. Raises ``StoreUnavailableError``."""
+    if isinstance(error, StoreUnavailableError):
+        raise error
+    return Finding("problem", topic, f"{what}: cannot be looked at: {error}")
 
 
 # ------------------------------------------------------------------------------------------------- indexes and queries
@@ -182,8 +185,8 @@ async def _indexes(agent: Agent) -> AsyncIterator[Finding]:
     for want in wanted:
         try:
             lacks = bool(await indexes.missing(agent.store, [want]))
-        except StoreDeniedError as error:
-            yield _denied("indexes", want.namespace, error)
+        except StoreError as error:
+            yield _unseen("indexes", want.namespace, error)
             continue
         missing += lacks
         if lacks and manage:
@@ -261,8 +264,8 @@ async def _queries(agent: Agent) -> AsyncIterator[Finding]:
     for job in working(agent.settings):
         try:
             scans = [asked for asked in await _asked(agent, job) if await _scans(agent.store, asked)]
-        except StoreDeniedError as error:
-            yield _denied("queries", job.name, error)
+        except StoreError as error:
+            yield _unseen("queries", job.name, error)
             continue
         for message in dict.fromkeys(_scan(asked) for asked in scans):
             yield Finding("warning", "queries", f"{job.name}: {message}")
@@ -377,7 +380,7 @@ def _changes(job: Job) -> set[str]:
     return {action for change in changes for action in (DELETES if change.set is None else UPDATES)}
 
 
-async def _permissions(agent: Agent) -> AsyncIterator[Finding]:
+async def permissions(agent: Agent) -> AsyncIterator[Finding]:
     """Which of the privileges that are needed the connected user lacks."""
     authorized = (await agent.store.command("admin", {"connectionStatus": 1, "showPrivileges": True}))["authInfo"]
     users = [f"{user['user']}@{user['db']}" for user in authorized["authenticatedUsers"]]

@@ -112,9 +112,7 @@ class Clients:
     def _rules(rules: Rules) -> Any:
         from agent import cluster  # noqa: PLC0415 - see the module's docstring
 
-        return cluster.EvictionRules(
-            ttl=rules.ttl, max_age=rules.max_age, refusals=rules.refusals, known=rules.known
-        )
+        return cluster.EvictionRules(ttl=rules.ttl, max_age=rules.max_age, refusals=rules.refusals, known=rules.known)
 
     async def settled(self) -> None:
         """Waits until evicted clients that nobody uses are closed."""

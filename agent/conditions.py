@@ -39,29 +39,45 @@ def together(*conditions: Condition) -> Document:
     return {"$and": filters} if filters else {}
 
 
+def _parents(field: str) -> list[str]:
+    """What a dotted path leads through: MongoDB would look into each entry of an array there."""
+    parts = field.split(".")
+    return [".".join(parts[:depth]) for depth in range(1, len(parts))]
+
+
+def _itself(field: str, test: Document) -> Document:
+    """The field itself meets the test: no entry of an array that it holds, nor one of an array that holds it."""
+    return {field: {**test, **_NOT_AN_ARRAY}, **dict.fromkeys(_parents(field), _NOT_AN_ARRAY)}
+
+
 def one_of(field: str, values: Sequence[Any]) -> Document:
     """The field holds one of the values; an array that contains one does not count."""
-    return {field: {"$in": list(values), **_NOT_AN_ARRAY}}
+    return _itself(field, {"$in": list(values)})
 
 
 def before(field: str, horizon: dt.datetime) -> Document:
     """The field holds a date earlier than ``horizon``."""
-    return {field: {"$lt": horizon, **_NOT_AN_ARRAY}}
+    return _itself(field, {"$lt": horizon})
 
 
 def absent(field: str) -> Document:
     """The field is null or missing."""
-    return {field: {"$eq": None, **_NOT_AN_ARRAY}}
+    return _itself(field, {"$eq": None})
 
 
 def no_date(field: str) -> Document:
     """The field holds no date, whatever else it holds or does not."""
-    return {"$or": [{field: {"$type": _NO_DATE_TYPES}}, {field: {"$exists": False}}]}
+    return {"$or": [{field: {"$type": _NO_DATE_TYPES}}, {field: {"$exists": False}}, *_in_arrays(field)]}
 
 
 def odd_date(field: str) -> Document:
     """The field holds something that is neither a date nor null."""
-    return {field: {"$type": [name for name in _NO_DATE_TYPES if name not in {"null", "undefined"}]}}
+    odd = {field: {"$type": [name for name in _NO_DATE_TYPES if name not in {"null", "undefined"}]}}
+    return {"$or": [odd, *_in_arrays(field)]} if _parents(field) else odd
+
+
+def _in_arrays(field: str) -> list[Document]:
+    return [{parent: {"$type": "array"}} for parent in _parents(field)]
 
 
 def made_before(field: str | None, horizon: dt.datetime) -> Document:

@@ -14,7 +14,6 @@ from agent.guards import Baseline
 from agent.job import Proof, Run
 from agent.store import Collection, Document, Index, Namespace, Session
 
-
 INDEXES: tuple[Index, ...] = (Index((("expires_at", 1),), expire_after=dt.timedelta(0), name="keep"),)
 
 
@@ -38,7 +37,7 @@ class Controls:
         return {record["_id"].partition("/")[2] or None: record for record in found}
 
     async def add_totals(self, run: Document, session: Session | None = None) -> None:
-        """Adds the record of a real run that ended to the totals, which are kept for ever; a job's last run only once."""
+        """Adds the record of a real run that ended to the totals, which are kept for ever; each job's last run once."""
         counts = {f"{run['kind']}.{action}": count for action, count in run["changed"].items() if count}
         errors = int(run["outcome"] in {"failed", "timed_out"}) + run["failed"]
         counted = f"counted.{run['job']}"

@@ -48,6 +48,10 @@ class StoreUnavailableError(StoreError):
     """MongoDB could not be reached, or did not answer in time; trying again may help."""
 
 
+class StoreSlowError(StoreUnavailableError):
+    """The server itself ended an operation that took too long; asking for less may help."""
+
+
 class StoreDeniedError(StoreError):
     """MongoDB refused the credentials, or they lack a privilege."""
 

@@ -15,13 +15,14 @@ import structlog
 
 from agent.archive import RESTORE_BATCH
 from agent.batches import Batches, Keep
-from agent.errors import AgentError, InterruptedRunError, RefusedError
+from agent.errors import AgentError, InterruptedRunError, RefusedError, VolumeError
 from agent.guards import cap, judge, refuse_cap
 from agent.job import Action, Change, Item, Job, Ports, Proof, Run, action_of
 from agent.lease import Lease
 from agent.reader import Overlay, StoreReader
 from agent.spool import Spool
 from agent.store import Document, comparable, time_limit
+from agent.throttle import Reason, Throttle
 from agent.volume import Volume
 
 T = TypeVar("T")
@@ -34,7 +35,7 @@ SORT_OUT = 1000  # items whose marks are looked up in one round trip
 class Execution:
     """One run at work. The runner makes it, tells it what to do, and reads the run's report whenever it ends."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a run is made of, given by the runner alone
         self,
         keep: Keep,
         run: Run,
@@ -60,6 +61,7 @@ class Execution:
         self._shown = shown
         self._ports = Ports(StoreReader(keep.store, self._overlay), Volume(keep.threads), keep.clients)
         self._batches = Batches(keep, run, lease, now, self._left) if lease is not None else None
+        self._throttle = Throttle(keep.store, keep.throttle, self._throttled)
         self._archived = 0
         self.proofs: Sequence[Proof] = ()
 
@@ -132,16 +134,19 @@ class Execution:
         due = Spool()
         for items in spool.batches(SORT_OUT):
             held = await self._held(job, items)
-            sorted_out = [(item, held.get(number)) for number, item in enumerate(items)]
-            for item, reason in sorted_out:
+            planned: list[tuple[Item, str | None]] = []
+            for number, item in enumerate(items):
+                reason = held.get(number)
                 if reason is None:
                     due.add(item)
                 else:
                     self._report.held[reason] += 1
+                if reason is not None or len(due) <= self._most(job, due):
+                    planned.append((item, reason))
             if not self._run.dry_run:
                 await self._sight(job, items)
             elif job.acts:
-                await self._keep.archive.plan(self._run, job.namespace, sorted_out, self._now)
+                await self._keep.archive.plan(self._run, job.namespace, planned, self._now)
         if not self._run.dry_run and job.patience:
             await self._keep.marks.forget_unseen(job.name, self._run.id)
         return due
@@ -232,7 +237,7 @@ class Execution:
         if self._archived >= self._keep.archive_bytes:
             raise RefusedError(
                 "archive",
-                f"the archive holds {self._archived} bytes and archive.max_size is {self._keep.archive_bytes}: raise it,"
+                f"the archive holds {self._archived} bytes, archive.max_size is {self._keep.archive_bytes}: raise it,"
                 " or wait until entries expire (archive.keep)",
             )
 
@@ -242,7 +247,9 @@ class Execution:
         left: Sequence[Item] = items
         while left:
             self._check()
-            holding = await self._interruptible(job.still(self._ports, left, self._now))
+            size, began = self._batches.sizer.size, asyncio.get_running_loop().time()
+            now_due, later = left[:size], left[size:]
+            holding = await self._interruptible(job.still(self._ports, now_due, self._now))
             written = await self._batches.write(job, holding, plan)
             self._report.changed.update(written.counts)
             self._report.failed += written.failed
@@ -252,9 +259,14 @@ class Execution:
             self._check_archive(written.bytes)
             if written.cancelled:
                 raise InterruptedRunError("the run was cancelled")
-            left = written.left
+            left = [*written.left, *later]
+            await self._interruptible(self._throttle.pause(asyncio.get_running_loop().time() - began))
         if plan is not None:
             await self._keep.archive.settle_planned(plan, [item.id for item in items], "stale")
+
+    def _throttled(self, reason: Reason, seconds: float) -> None:
+        self._report.throttled[reason] += seconds
+        self._keep.throttled(self._run.job, reason, seconds)
 
     def _check_archive(self, added: int) -> None:
         self._archived += added
@@ -267,8 +279,12 @@ class Execution:
         """Looks at the evidence once more and restores at once what came back while the batch was written."""
         if not items or not job.looks_back:
             return
-        with time_limit(LOOK_BACK_SECONDS):
-            holding = {comparable(item.id) for item in await job.still(self._ports, items, self._now)}
+        try:
+            with time_limit(LOOK_BACK_SECONDS):
+                holding = {comparable(item.id) for item in await job.still(self._ports, items, self._now)}
+        except VolumeError:
+            await self._put_back(entries, hold=False)  # could not look is never absent
+            raise
         back = [entry for entry in entries if comparable(entry["id"]) not in holding]
         if back:
             log.warning("came_back", job=job.name, run=self._run.id, documents=len(back))
@@ -279,12 +295,16 @@ class Execution:
     async def restore(self, run: str, narrowing: Document) -> None:
         """Puts back what a run changed (``narrowing``: one document of it), and holds it."""
         entries: list[Document] = []
-        async for entry in self._keep.archive.entries({"run": run, "state": {"$in": ["done", "conflict"]}, **narrowing}):
+        async for entry in self._keep.archive.entries(
+            {"run": run, "state": {"$in": ["done", "conflict"]}, **narrowing}
+        ):
             self._report.population += 1
             entries.append(entry)
             if len(entries) >= RESTORE_BATCH:
+                self._check()
                 await self._put_back(entries, hold=True)
                 entries = []
+        self._check()
         await self._put_back(entries, hold=True)
         self._report.complete = True
         if self._report.failed:
@@ -292,12 +312,13 @@ class Execution:
 
     async def _put_back(self, entries: Sequence[Document], *, hold: bool) -> None:
         assert self._batches is not None  # noqa: S101 - only a real run restores, and it holds the lease
-        self._check()
         restored, conflicts = await self._batches.put_back(entries, hold=hold)
         self._report.changed["restored"] += len(restored)
         self._report.failed += len(conflicts)
         if hold:
-            self._report.sampled({"id": entry["id"], "action": "restored", "reason": entry["reason"]} for entry in restored)
+            self._report.sampled(
+                {"id": entry["id"], "action": "restored", "reason": entry["reason"]} for entry in restored
+            )
             self._report.sampled({"id": entry["id"], "action": None, "reason": "conflict"} for entry in conflicts)
 
     # --- time

@@ -42,9 +42,8 @@ def _compared(proof: Proof, baseline: Baseline | None) -> str | None:
         return None
     own = f" less {baseline.deleted_since} deleted by the agent" if baseline.deleted_since else ""
     least = -(-expected // SHARE)
-    return (
-        f"saw {proof.measure} {proof.unit}, expected at least {least}: half of the {baseline.measure} of the last good run{own}"
-    )
+    seen = f"saw {proof.measure} {proof.unit}, expected at least {least}"
+    return f"{seen}: half of the {baseline.measure} of the last good run{own}"
 
 
 def cap(limit: Limit, found: int, population: int, *, truncates: bool) -> str | None:

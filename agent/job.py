@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -92,7 +92,7 @@ class Proof:
 
 
 class Limit(BaseModel):
-    """How much one run may change: at most ``items``, and at most ``fraction`` of the population above ``floor`` items."""
+    """How much one run may change: at most ``items``; above ``floor``, at most ``fraction`` of the population."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -132,9 +132,7 @@ class Reader(Protocol):
     ) -> AsyncIterator[tuple[Key, list[Any]]]:
         """The different values of ``fields`` of the matching documents, each with the ids of the documents."""
 
-    async def existing(
-        self, namespace: Namespace, fields: Sequence[str], keys: Sequence[Key]
-    ) -> set[int]:
+    async def existing(self, namespace: Namespace, fields: Sequence[str], keys: Sequence[Key]) -> set[int]:
         """The positions in ``keys`` for which a document exists, as the server compares."""
 
 
@@ -186,7 +184,9 @@ class Job(BaseModel, ABC):
     cron: str | None = Field(default=None, description="crontab(5) expression instead of `every`; 0 and 7 are Sunday.")
     timezone: str | None = Field(default=None, description="Time zone of `cron`.")
     run_on_startup: bool = Field(default=True, description="Whether the start-up pass includes the job.")
-    where: Filter = Field(default_factory=dict, description="A filter that narrows the collection that the job changes.")
+    where: Filter = Field(
+        default_factory=dict, description="A filter that narrows the collection that the job changes."
+    )
     database: str = Field(description="The database of the collection that the job changes.")
     limit: Limit = Field(description="Caps of one run, merged over the kind's own.")
 
@@ -308,11 +308,17 @@ class Report:
     would_refuse: str | None = None
     sample: list[Document] = field(default_factory=list)
     oldest_found_at: dt.datetime | None = None
+    throttled: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """Seconds of pauses between batches, by reason."""
 
     def finds(self, item: Item) -> None:
         """Counts a finding, held or not."""
         self.found[item.what] += 1
-        if item.since is not None and item.action and (self.oldest_found_at is None or item.since < self.oldest_found_at):
+        if (
+            item.since is not None
+            and item.action
+            and (self.oldest_found_at is None or item.since < self.oldest_found_at)
+        ):
             self.oldest_found_at = item.since
         if len(self.sample) < SAMPLE:
             self.sample.append({"id": item.id, "action": item.action, "reason": item.reason})
@@ -380,6 +386,7 @@ class Run:
             "complete": report.complete,
             "would_refuse": report.would_refuse,
             "oldest_found_at": report.oldest_found_at,
+            "throttled": {reason: round(seconds, 3) for reason, seconds in report.throttled.items()},
             "sample": report.sample,
             "agent": self.agent,
             "term": self.term,

@@ -97,7 +97,12 @@ class Journal:
 
     async def close_left_dry(self, before: dt.datetime, now: dt.datetime) -> None:
         """Closes dry runs that began so long ago that no agent can still be at them."""
-        values = {"ended_at": now, "outcome": "interrupted", "complete": False, "reason": "the agent that ran it is gone"}
+        values = {
+            "ended_at": now,
+            "outcome": "interrupted",
+            "complete": False,
+            "reason": "the agent that ran it is gone",
+        }
         await self._collection.update_many(
             {"dry_run": True, "ended_at": None, "started_at": {"$lt": before}}, {"$set": values}
         )

@@ -15,11 +15,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from agent.errors import BusyError, ConflictError, DuplicateError, LeaseLostError, StoreError
-from agent.store import Collection, Document, Session
+from agent.errors import BusyError, ConflictError, DuplicateError, LeaseLostError, StoreError, StoreUnavailableError
+from agent.store import Collection, Document, Session, time_limit
 
 RENEW_SHARE = 3  # renewed after the 3rd part of its time, so that two renewals may fail
 MARGIN_SHARE = 5  # the local deadline is a 5th part before the end
+TAKE_SECONDS = 2.0  # a take that waits so long waits for somebody's open transaction, or for a new primary
+TAKE_TRIES = 2  # so that both together leave time to look for a new primary in between
 
 
 def boot_time() -> float:
@@ -53,7 +55,6 @@ class Leases:
 
     async def acquire(self, job: str, run: str, scheduled_for: dt.datetime | None) -> Lease:
         """Takes the lease for a new term. Raises ``HeldError`` where another run holds it."""
-        asked = boot_time()
         values: Document = {
             "holder": {"$literal": self._holder},
             "run": {"$literal": run},
@@ -62,16 +63,30 @@ class Leases:
             "acquired_at": "$$NOW",
             "expires_at": {"$add": ["$$NOW", self._milliseconds]},
         }
-        free = {"_id": job, "$expr": {"$lte": ["$expires_at", "$$NOW"]}}
-        try:
-            taken = await self._collection.find_one_and_update(free, [{"$set": values}])
-            if taken is None and await self._made(job):
-                taken = await self._collection.find_one_and_update(free, [{"$set": values}])
-        except ConflictError:
-            taken = None  # the open transaction of a holder that is frozen: held until the server ends it
-        if taken is None:
+        lease = await self._take(job, values)
+        if lease is None and await self._made(job):
+            lease = await self._take(job, values)
+        if lease is None:
             raise HeldError(job, await self._held(job))
-        return Lease(self._collection, taken, self._ttl, asked)
+        return lease
+
+    async def _take(self, job: str, values: Document) -> Lease | None:
+        """Takes the lease if it is free. Raises ``StoreUnavailableError`` where MongoDB is away."""
+        free = {"_id": job, "$expr": {"$lte": ["$expires_at", "$$NOW"]}}
+        for _ in range(TAKE_TRIES):
+            asked = boot_time()
+            try:
+                with time_limit(TAKE_SECONDS):
+                    taken = await self._collection.find_one_and_update(free, [{"$set": values}])
+            except ConflictError:
+                return None
+            except StoreUnavailableError:
+                # MongoDB is away, or the open transaction of a holder that is frozen or dead is in the way until the
+                # server ends it: a read tells, which is not kept waiting.
+                await self._collection.find_one({"_id": job}, ["_id"])
+            else:
+                return Lease(self._collection, taken, self._ttl, asked) if taken is not None else None
+        return None
 
     async def _made(self, job: str) -> bool:
         """Makes the lease document of a job that never ran (an upsert takes no ``$expr``); says whether it did."""

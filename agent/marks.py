@@ -1,6 +1,7 @@
 """Marks on documents, in ``maintenance_marks``: sightings (since when a job sees an orphan) and holds (leave it alone).
 
-A sighting belongs to a job and to its evidence (the volume it was made on); a hold belongs to the document and keeps every job off it.
+A sighting belongs to a job and to its evidence (the volume it was made on); a hold belongs to the document and keeps
+every job off it.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class Marks:
     ) -> None:
         """Keeps every job off the documents, until then or until released."""
         values: Document = {"by": by, "reason": reason, "until": until}
-        update: Document = {"$set": {**values, "expires_at": until}} if until else {"$set": values, "$unset": {"expires_at": 1}}
+        update: Document = (
+            {"$set": {**values, "expires_at": until}} if until else {"$set": values, "$unset": {"expires_at": 1}}
+        )
         await self._collection.upsert_each([({"_id": _hold(namespace, id)}, update) for id in ids], session=session)
 
     async def release(self, namespace: Namespace, id: Any) -> bool:
@@ -61,7 +64,7 @@ class Marks:
     async def sight(
         self, job: str, namespace: Namespace, seen: Sequence[tuple[Any, str | None]], *, run: str, now: dt.datetime
     ) -> None:
-        """Records that a run sees the documents (by id, with the evidence). With other evidence the first sighting is now."""
+        """Records that a run sees documents (by id, with the evidence); with other evidence for the first time."""
         updates: list[tuple[Document, list[Document]]] = []
         for id, evidence in seen:
             same = {"$eq": ["$evidence", {"$literal": evidence}]}
@@ -84,4 +87,10 @@ def _hold(namespace: Namespace, id: Any) -> Document:
 
 
 def _sighting(job: str, namespace: Namespace, id: Any) -> Document:
-    return {"type": "sighting", "job": job, "database": namespace.database, "collection": namespace.collection, "id": id}
+    return {
+        "type": "sighting",
+        "job": job,
+        "database": namespace.database,
+        "collection": namespace.collection,
+        "id": id,
+    }

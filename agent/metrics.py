@@ -197,6 +197,7 @@ class Metrics:
         self._make_runs()
         self._make_schedule()
         self._make_backlog()
+        self._make_archive()
         self._make_allocations()
         self.cache = ClientCacheMetrics(self)
         self._make_dependencies()
@@ -279,6 +280,12 @@ class Metrics:
         )
         self._seconds = self.histogram(section, "run_duration_seconds", "Time that a run took.", job, RUN_SECONDS)
         self._running = self.gauge(section, "run_in_progress", "Runs of the job in progress in this process.", job)
+        self._started = self.gauge(
+            section,
+            "run_started_timestamp_seconds",
+            "When the run in progress in this process began (0: there is none).",
+            job,
+        )
         self._changed = self.counter(
             section, "changed_total", "Items that were changed, by action.", {**job, "action": get_args(Action)}
         )
@@ -302,6 +309,9 @@ class Metrics:
         self._paused = self.gauge(section, "job_paused", "Whether the job, or everything, is paused.", job)
         self._interval = self.gauge(
             section, "schedule_interval_seconds", "Time between two scheduled runs (0: no schedule).", job
+        )
+        self._timeout = self.gauge(
+            section, "run_timeout_seconds", "Time after which a run of the job is ended; a restore has its own.", job
         )
         self._next = self.gauge(
             section, "next_run_timestamp_seconds", "When the job is due next (0: not scheduled).", job
@@ -348,6 +358,18 @@ class Metrics:
             section, "audit_up", "Whether the audit could read the provider.", {"provider": PROVIDERS}
         )
 
+    def _make_archive(self) -> None:
+        section = "Archive"
+        self._archived = self.gauge(
+            section, "archive_bytes", "Size of the copies that make changes undoable, and of the plans.", {}
+        )
+        self._archive_limit = self.gauge(
+            section,
+            "archive_limit_bytes",
+            "Size at which runs are refused (archive.max_size; 0: no copies are kept).",
+            {},
+        )
+
     def _make_dependencies(self) -> None:
         section, commands = "Dependencies", {"command": COMMANDS}
         self._dependency_up = self.gauge(
@@ -384,8 +406,11 @@ class Metrics:
     def run_started(self, job: str) -> None:
         """A run began."""
         self._in_progress[job] += 1
-        if job in self._jobs:
-            self._running.labels(job).set(self._in_progress[job])
+        if job not in self._jobs:
+            return
+        self._running.labels(job).set(self._in_progress[job])
+        if self._in_progress[job] == 1:  # of several, as a dry run beside a real one, the first counts
+            self._started.labels(job).set(time.time())
 
     def run_ended(
         self, job: str, outcome: Outcome, seconds: float, changed: Mapping[str, int], failed: int, guard: Guard | None
@@ -395,6 +420,8 @@ class Metrics:
         if job not in self._jobs:
             return
         self._running.labels(job).set(self._in_progress[job])
+        if not self._in_progress[job]:
+            self._started.labels(job).set(0)
         self._runs.labels(job, outcome).inc()
         self._seconds.labels(job).observe(seconds)
         self._item_failures.labels(job).inc(failed)
@@ -424,7 +451,14 @@ class Metrics:
             self._lease.labels(job).set(held)
 
     def job_state(
-        self, job: str, *, enabled: bool, paused: bool, interval_seconds: float | None, next_run: dt.datetime | None
+        self,
+        job: str,
+        *,
+        enabled: bool,
+        paused: bool,
+        interval_seconds: float | None,
+        next_run: dt.datetime | None,
+        run_timeout_seconds: float = 0,
     ) -> None:
         """What the schedule says of a job now."""
         if job not in self._jobs:
@@ -433,6 +467,7 @@ class Metrics:
         self._paused.labels(job).set(paused)
         self._interval.labels(job).set(interval_seconds or 0)
         self._next.labels(job).set(_timestamp(next_run))
+        self._timeout.labels(job).set(run_timeout_seconds)
 
     def journal_state(
         self,
@@ -454,6 +489,11 @@ class Metrics:
         self._oldest.labels(job).set(oldest_found_age or 0)
         self._last_run.labels(job).set(_timestamp(last_run))
         self._last_success.labels(job).set(_timestamp(last_success))
+
+    def archive_state(self, *, archived: int, limit: int) -> None:
+        """Bytes that the archive takes, and at which runs are refused."""
+        self._archived.set(archived)
+        self._archive_limit.set(limit)
 
     # ----------------------------------------------------------------------------------------------- the allocations
 

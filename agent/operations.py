@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from agent.batches import Keep
@@ -44,7 +44,7 @@ CONTINUED = {"interrupted", "failed", "timed_out"}
 class Operations:
     """The operations on one configuration; ``use`` replaces the jobs when it is loaded again."""
 
-    def __init__(  # noqa: PLR0913 - what the operations are made of, given once by the composition root
+    def __init__(
         self,
         keep: Keep,
         runner: Runner,
@@ -117,7 +117,9 @@ class Operations:
         asked = Order(trigger, requested_by=requested_by, dry_run=dry_run, accept=accept)
         jobs, slots, overlay = in_cascade(chosen), slots or {}, Overlay()
         orders = [
-            order_of(job, replace(asked, scheduled_for=slots.get(job.name), overlay=overlay, shown=_reads(jobs[at:], job)))
+            order_of(
+                job, replace(asked, scheduled_for=slots.get(job.name), overlay=overlay, shown=_reads(jobs[at:], job))
+            )
             for at, job in enumerate(jobs, 1)
         ]
         return self._begin(orders, exclusive=trigger in {"manual", "cli"})
@@ -131,7 +133,7 @@ class Operations:
         return begun
 
     async def cancel(self, run_id: str, /, *, requested_by: str | None) -> Document:
-        """Asks a run to end between two batches, here or on another replica. Raises ``NotFoundError``, ``UsageError``."""
+        """Asks a run to end between two batches, on whichever replica. Raises ``NotFoundError``, ``UsageError``."""
         active = self._runner.active(run_id)
         if active is not None:
             active.stop.set()
@@ -145,7 +147,10 @@ class Operations:
     # --- plans, restore
 
     async def apply(self, plan: str, /, *, requested_by: str | None) -> Pass:
-        """Carries out the plan of a dry run, or of each dry run of a pass. Raises ``NotFoundError``, ``UsageError``, ``BusyError``."""
+        """Carries out the plan of a dry run, or of each dry run of a pass.
+
+        Raises ``NotFoundError``, ``UsageError``, ``BusyError``.
+        """
         records = await self._plans(plan)
         pass_id = new_id()
         orders = [await self._apply_order(record, pass_id, requested_by) for record in records]
@@ -222,7 +227,14 @@ class Operations:
     # --- holds, pauses
 
     async def hold(
-        self, database: str | None, collection: str, id_text: str, /, *, requested_by: str | None, reason: str | None = None
+        self,
+        database: str | None,
+        collection: str,
+        id_text: str,
+        /,
+        *,
+        requested_by: str | None,
+        reason: str | None = None,
     ) -> Document:
         """Keeps every job off a document until it is released. Raises ``NotFoundError``, ``UsageError``."""
         namespace = Namespace(database or self._database, collection)
@@ -232,7 +244,14 @@ class Operations:
         return _json({**namespace._asdict(), "id": id, "held": True, "by": requested_by, "reason": why})
 
     async def release(
-        self, database: str | None, collection: str, id_text: str, /, *, requested_by: str | None, reason: str | None = None
+        self,
+        database: str | None,
+        collection: str,
+        id_text: str,
+        /,
+        *,
+        requested_by: str | None,
+        reason: str | None = None,
     ) -> Document:
         """Ends a hold. Raises ``NotFoundError`` where there is none."""
         del requested_by, reason
@@ -306,7 +325,7 @@ class Operations:
             }
         )
 
-    async def runs(  # noqa: PLR0913 - one a filter
+    async def runs(
         self,
         *,
         job: str | None = None,
@@ -331,7 +350,9 @@ class Operations:
         active = self._runner.active(run_id)
         return active.record() if active is not None else _json(await self._keep.journal.get(run_id))
 
-    async def items(self, run_id: str, /, *, after: str | None = None, limit: int = 100) -> tuple[list[Document], str | None]:
+    async def items(
+        self, run_id: str, /, *, after: str | None = None, limit: int = 100
+    ) -> tuple[list[Document], str | None]:
         """What a run planned or changed, in order, and where to go on. Raises ``NotFoundError``, ``UsageError``."""
         await self._keep.journal.get(run_id)
         if after is not None and not ObjectId.is_valid(after):
@@ -361,6 +382,7 @@ class Operations:
         now = await self._keep.store.now()
         document = await self._keep.store.collection(job.namespace).find_one({"_id": {"$eq": id}}) or {}
         ports = Ports(StoreReader(self._keep.store), Volume(self._keep.threads), self._keep.clients)
+        proofs = await job.proofs(ports)  # before the selection: one document proves no source
         item = await self._selected(job, ports, id, now)
         return _json(
             {
@@ -376,16 +398,22 @@ class Operations:
                     {
                         "action": action,
                         "conditions": [await self._evaluated(job, one, document) for one in conditions]
-                        + ([{"name": job.evidence, "holds": bool(item and item.action), "values": {}}] if job.evidence else []),
+                        + (
+                            [{"name": job.evidence, "holds": bool(item and item.action), "values": {}}]
+                            if job.evidence
+                            else []
+                        ),
                     }
                     for action, conditions in job.explain(now).items()
                 ],
-                "proofs": [{"guard": proof.guard, "refusal": proof.refusal} for proof in await job.proofs(ports)],
+                "proofs": [{"guard": proof.guard, "refusal": proof.refusal} for proof in proofs],
             }
         )
 
     async def _selected(self, job: Job, ports: Ports, id: Any, now: dt.datetime) -> Item | None:
-        narrowed = job.model_copy(update={"where": {"$and": [*([dict(job.where)] if job.where else []), {"_id": {"$eq": id}}]}})
+        narrowed = job.model_copy(
+            update={"where": {"$and": [*([dict(job.where)] if job.where else []), {"_id": {"$eq": id}}]}}
+        )
         async for item in narrowed.select(ports, now):
             return item
         return None

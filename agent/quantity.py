@@ -271,26 +271,37 @@ def _views(status: Json) -> list[_RequestsOf]:
 
     What is wanted does not count where the node said that it can never be granted.
     """
-    statuses = {
-        item.get("name"): item for key in ("initContainerStatuses", "containerStatuses") for item in _items(status, key)
-    }
+    reported = _reported(status)
     infeasible = any(
         condition.get("type") == "PodResizePending" and condition.get("reason") == "Infeasible"
         for condition in _items(status, "conditions")
     )
-
-    def wanted(container: Json) -> Json:
-        return _part(_part(container, "resources"), "requests")
+    if not reported and not infeasible:
+        return [_wanted]  # as everywhere before Kubernetes 1.33; three times the same would cost three times as much
 
     def granted(container: Json) -> Json:
-        allocated = _part(statuses.get(container.get("name"), {}), "allocatedResources")
-        return allocated or ({} if infeasible else wanted(container))
+        allocated = _part(reported.get(container.get("name"), {}), "allocatedResources")
+        return allocated or ({} if infeasible else _wanted(container))
 
     def in_effect(container: Json) -> Json:
-        actual = _part(_part(statuses.get(container.get("name"), {}), "resources"), "requests")
+        actual = _part(_part(reported.get(container.get("name"), {}), "resources"), "requests")
         return actual or granted(container)
 
-    return [granted, in_effect] if infeasible else [wanted, granted, in_effect]
+    return [granted, in_effect] if infeasible else [_wanted, granted, in_effect]
+
+
+def _reported(status: Json) -> dict[object, Json]:
+    """What the node says about the resources of its containers, by name."""
+    return {
+        item.get("name"): item
+        for key in ("initContainerStatuses", "containerStatuses")
+        for item in _items(status, key)
+        if item.get("allocatedResources") or item.get("resources")
+    }
+
+
+def _wanted(container: Json) -> Json:
+    return _part(_part(container, "resources"), "requests")
 
 
 def _of_containers(spec: Json, requested: _RequestsOf) -> Requests:

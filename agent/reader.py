@@ -165,12 +165,16 @@ class StoreReader:
         return leaving
 
     async def _covering(self, namespace: Namespace, filter: Document, fields: Sequence[str]) -> str | None:
-        """The name of an index that holds all ``fields`` of all matching documents; the planner does not look for it."""
+        """The name of an index that holds all ``fields`` of all matches; the planner does not look for it."""
         if namespace not in self._indexes:
             self._indexes[namespace] = await self._store.collection(namespace).indexes()
         for name, index in self._indexes[namespace].items():
             keys = dict(index["key"])
-            whole = all(direction in {1, -1} for direction in keys.values()) and not {"sparse", "collation", "hidden"} & set(index)
+            whole = all(direction in {1, -1} for direction in keys.values()) and not {
+                "sparse",
+                "collation",
+                "hidden",
+            } & set(index)
             partial = index.get("partialFilterExpression")
             fits = set(fields) <= set(keys) and whole
             if fits and (_implies(filter, partial) if partial else not filter):
@@ -183,7 +187,9 @@ def _implies(filter: Document, partial: Document) -> bool:
     clauses = filter.get("$and", [filter])
     for field, condition in partial.items():
         allowed = condition.get("$in") if isinstance(condition, dict) else None
-        asked = [clause[field]["$in"] for clause in clauses if isinstance(clause.get(field), dict) and "$in" in clause[field]]
+        asked = [
+            clause[field]["$in"] for clause in clauses if isinstance(clause.get(field), dict) and "$in" in clause[field]
+        ]
         if allowed is None or not any(set(values) <= set(allowed) for values in asked):
             return False
     return bool(partial)

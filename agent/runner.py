@@ -76,8 +76,8 @@ class Order:
     accept: frozenset[str] = frozenset()
     scheduled_for: dt.datetime | None = None
     timeout: dt.timedelta = dt.timedelta(minutes=10)
-    pass_id: str = field(default_factory=lambda: new_id())
-    run_id: str = field(default_factory=lambda: new_id())
+    pass_id: str = field(default_factory=lambda: new_id())  # noqa: PLW0108 - defined below
+    run_id: str = field(default_factory=lambda: new_id())  # noqa: PLW0108 - as above
     overlay: Overlay | None = None
     shown: bool = False
     """Whether a later job of the pass has to see the plan of a dry run."""
@@ -124,16 +124,16 @@ class Runner:
         self._agent = agent
         self._active: dict[str, Active] = {}
         self._busy: set[tuple[str, bool]] = set()
-        self._stopping = False
+        self._ending = asyncio.Event()
 
     def active(self, run: str) -> Active | None:
         """The run, if it is going on here."""
         return self._active.get(run)
 
     async def start(self, order: Order, body: Body) -> Active:
-        """Claims a run and begins it. Raises ``BusyError``, ``SlotTakenError`` or ``StoreError`` where it cannot be had."""
+        """Claims a run and begins it. Raises ``BusyError``, ``SlotTakenError``, ``StoreError`` where it cannot."""
         slot = (order.job, order.dry_run)
-        if self._stopping:
+        if self._ending.is_set():
             raise BusyError("the agent is shutting down")
         if slot in self._busy:
             raise BusyError(f"{order.job} is already running")
@@ -231,6 +231,8 @@ class Runner:
 
     async def _run(self, active: Active, order: Order, body: Body, lease: Lease | None, now: dt.datetime) -> None:
         run = active.run
+        if self._stopping:
+            active.stop.set()  # the shutdown began while the run was being claimed
         began = asyncio.get_running_loop().time()
         self._observer.run_started(run.job)
         try:
@@ -265,19 +267,13 @@ class Runner:
                 async with lease.renewing():
                     await body(execution)
         except RefusedError as error:
-            active.guard, run.reason = cast(Guard, error.guard), f"{error.guard}: {error}"
+            active.guard, run.reason = cast("Guard", error.guard), f"{error.guard}: {error}"
             return "refused"
-        except (InterruptedRunError, LeaseLostError) as error:
-            run.reason = str(error)
+        except (InterruptedRunError, LeaseLostError, asyncio.CancelledError) as error:
+            run.reason = str(error) or "the agent was shut down"
             return "interrupted"
-        except asyncio.CancelledError:
-            run.reason = "the agent was shut down"
-            return "interrupted"
-        except TimeoutError:
-            return self._timed_out(active)
-        except AgentError as error:
-            active.error, run.reason = error, str(error)
-            return self._timed_out(active) if asyncio.get_running_loop().time() >= active.deadline else "failed"
+        except (TimeoutError, AgentError) as error:
+            return self._failed(active, error)
         except Exception as error:  # the one place that catches broadly: a defect of a job must not stop the others
             log.exception("run_broke")
             run.reason = f"{type(error).__name__}: a defect of the agent, see its log"
@@ -285,9 +281,13 @@ class Runner:
         return "succeeded"
 
     @staticmethod
-    def _timed_out(active: Active) -> Outcome:
-        active.run.reason = "the run's time was up (run_timeout); the next run goes on"
-        return "timed_out"
+    def _failed(active: Active, error: TimeoutError | AgentError) -> Outcome:
+        """Failed, or out of time: what a dependency says when the run's time ends is not its fault."""
+        if isinstance(error, TimeoutError) or asyncio.get_running_loop().time() >= active.deadline:
+            active.run.reason = "the run's time was up (run_timeout); the next run goes on"
+            return "timed_out"
+        active.error, active.run.reason = error, str(error)
+        return "failed"
 
     async def _close(self, active: Active, execution: Execution, lease: Lease | None) -> None:
         run = active.run
@@ -360,7 +360,7 @@ class Runner:
 
     async def shut_down(self, seconds: float) -> None:
         """Lets the batches in hand end, records the runs as interrupted, and breaks off what does not end in time."""
-        self._stopping = True
+        self._ending.set()
         for active in self._active.values():
             active.stop.set()
         tasks = [active.task for active in self._active.values() if active.task is not None]
@@ -420,6 +420,7 @@ class Pass:
     def _fail(self, order: Order, error: AgentError) -> None:
         """A run that could not be claimed leaves no record: its dependency is away."""
         self.errors.append(error)
+        self._observer.run_started(order.job)
         self._observer.run_ended(order.job, "failed", 0.0, {}, 0, None)
         self._records[order.run_id] = {**_waiting(order), "outcome": "failed", "reason": str(error)}
         log.warning("run_not_begun", job=order.job, trigger=order.trigger, error=str(error))

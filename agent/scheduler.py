@@ -79,7 +79,9 @@ class Slots:
 class Timetable:
     """When each job is due next, and what is due now. Pure: time is an argument."""
 
-    def __init__(self, jobs: Mapping[str, Job], *, jitter: dt.timedelta, since: dt.datetime, seed: str | None = None) -> None:
+    def __init__(
+        self, jobs: Mapping[str, Job], *, jitter: dt.timedelta, since: dt.datetime, seed: str | None = None
+    ) -> None:
         """``since`` is the instant from which slots count; ``seed`` makes the jitter repeatable."""
         self._jitter = jitter.total_seconds()
         self._seed = seed if seed is not None else secrets.token_hex(8)

@@ -29,7 +29,9 @@ class Spool:
 
     def add(self, item: Item) -> None:
         """Adds an item at the end."""
-        self._open.append([item.id, item.what, item.action, item.reason, item.match, item.since, item.values, item.identity])
+        self._open.append(
+            [item.id, item.what, item.action, item.reason, item.match, item.since, item.values, item.identity]
+        )
         self._count += 1
         if len(self._open) >= _BLOCK:
             self._blocks.append(zlib.compress(encode({"items": self._open}), 1))

@@ -25,6 +25,7 @@ from bson.datetime_ms import DatetimeMS
 from bson.raw_bson import RawBSONDocument
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorClientSession, AsyncIOMotorCollection
 from pymongo import ReadPreference, ReturnDocument, errors, monitoring
+from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
@@ -33,6 +34,7 @@ from agent.errors import (
     DuplicateError,
     StoreDeniedError,
     StoreError,
+    StoreSlowError,
     StoreUnavailableError,
     TooLargeError,
 )
@@ -67,7 +69,7 @@ __all__ = [
 Document = dict[str, Any]
 Key = tuple[Any, ...]
 Session = AsyncIOMotorClientSession
-RawCollection = AsyncIOMotorCollection[Document]
+RawCollection = AsyncIOMotorCollection[Document] | AsyncCollection[Document]
 T = TypeVar("T")
 CommandObserver = Callable[[str, float, bool], None]
 
@@ -97,19 +99,24 @@ _OPTIONS: CodecOptions[Document] = CodecOptions(
     unicode_decode_error_handler="replace",
 )
 _RAW: CodecOptions[RawBSONDocument] = CodecOptions(
-    document_class=RawBSONDocument, tz_aware=True, datetime_conversion=DatetimeConversion.DATETIME_AUTO
+    document_class=RawBSONDocument,
+    tz_aware=True,
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+    unicode_decode_error_handler="replace",
 )
 _JSON = json_util.JSONOptions(
     json_mode=json_util.JSONMode.RELAXED, tz_aware=True, datetime_conversion=DatetimeConversion.DATETIME_AUTO
 )
 _WRITE = WriteConcern(w="majority")
 _EXTENDED_KEYS = {"$oid", "$date", "$numberInt", "$numberLong", "$numberDouble", "$numberDecimal", "$uuid", "$binary"}
+_DUPLICATE_CODE = 11000
 _DENIED_CODES = {13, 18, 8000}  # Unauthorized, AuthenticationFailed, and Atlas' own
 _CONFLICT_CODES = {112, 24, 251}  # WriteConflict, LockTimeout, NoSuchTransaction
+_SLOW_CODES = {50, 262}  # MaxTimeMSExpired, ExceededTimeLimit
 _TOO_LARGE_CODES = {10334, 17419, 17420}
-# What the drivers' specification of retryable reads calls transient. The driver acts on these codes only where it may
-# retry; here they also name what a single server or a router in trouble answers.
-_TRANSIENT_CODES = {6, 7, 89, 91, 134, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436}
+# What the drivers' specification of retryable reads calls transient, and a write concern that was not reached in time
+# (64). The driver acts on these codes only where it may retry; a single server or a router in trouble answers them too.
+_TRANSIENT_CODES = {6, 7, 64, 89, 91, 134, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436}
 
 
 class Namespace(NamedTuple):
@@ -135,7 +142,7 @@ class Index:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One guarded write of a batch: which documents, still under which condition, and what to set (``None``: delete)."""
+    """One guarded write of a batch: which documents, under which condition, and what to set (``None``: delete)."""
 
     filter: Document
     set: Document | None
@@ -240,10 +247,12 @@ def _translate(error: errors.PyMongoError) -> StoreError:  # noqa: PLR0911 - one
     if isinstance(error, errors.BulkWriteError):
         details = error.details.get("writeErrors") or [{}]
         code, text = details[0].get("code"), str(details[0].get("errmsg", error))
-    if isinstance(error, errors.DuplicateKeyError) or code == 11000:
+    if isinstance(error, errors.DuplicateKeyError) or code == _DUPLICATE_CODE:
         return DuplicateError(text)
     if code in _DENIED_CODES:
         return StoreDeniedError(text)
+    if code in _SLOW_CODES:
+        return StoreSlowError(text)
     if code in _CONFLICT_CODES:
         return ConflictError(text)
     if isinstance(error, errors.DocumentTooLarge) or code in _TOO_LARGE_CODES:
@@ -269,7 +278,7 @@ def _our_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Bounds all verbs inside to ``seconds`` together, in the driver and on the server (client-side operation timeout)."""
+    """Bounds all verbs inside to ``seconds`` together, in the driver and (by ``maxTimeMS``) on the server."""
     with pymongo.timeout(max(seconds, 0.001)):
         yield
 
@@ -346,9 +355,7 @@ class Collection:
         """The matching documents as a list, for results that are known to be few."""
         return [document async for document in self.find(filter, fields, **options)]
 
-    async def find_one(
-        self, filter: Document, fields: Sequence[str] | None = None, **options: Any
-    ) -> Document | None:
+    async def find_one(self, filter: Document, fields: Sequence[str] | None = None, **options: Any) -> Document | None:
         """The first match, or nothing."""
         found = await self.find_all(filter, fields, limit=1, **options)
         return found[0] if found else None
@@ -400,9 +407,7 @@ class Collection:
     ) -> AsyncIterator[Document]:
         """The results of an aggregation, in chunks."""
         options: Document = {} if hint is None else {"hint": dict(hint) if not isinstance(hint, str) else hint}
-        cursor = self._raw.aggregate(
-            list(pipeline), allowDiskUse=True, batchSize=chunk, session=session, **options
-        )
+        cursor = self._raw.aggregate(list(pipeline), allowDiskUse=True, batchSize=chunk, session=session, **options)
         try:
             while True:
                 with _our_errors():
@@ -424,7 +429,7 @@ class Collection:
         """Inserts documents in order; raw documents go in byte for byte."""
         if documents:
             with _our_errors():
-                await self._raw.insert_many(cast(list[Document], list(documents)), session=session)
+                await self._raw.insert_many(cast("list[Document]", list(documents)), session=session)
 
     async def update_one(
         self,
@@ -490,9 +495,7 @@ class Collection:
         with _our_errors():
             await self._raw.bulk_write(operations, ordered=False, session=session)
 
-    async def update_each(
-        self, updates: Sequence[tuple[Document, Document]], *, session: Session | None = None
-    ) -> int:
+    async def update_each(self, updates: Sequence[tuple[Document, Document]], *, session: Session | None = None) -> int:
         """Updates one document for each pair of filter and update, in one round trip; returns how many matched."""
         if not updates:
             return 0
@@ -532,13 +535,12 @@ class Collection:
         command |= {"sort": dict(sort)} if sort else {}
         command |= {"hint": hint} if hint else {}
         with _our_errors():
-            return dict(
-                await self._raw.database.command({"explain": command, "verbosity": "queryPlanner"})
-            )
+            return dict(await self._raw.database.command({"explain": command, "verbosity": "queryPlanner"}))
 
 
-def _tuned(raw: RawCollection) -> RawCollection:
-    tuned: RawCollection = raw.database.get_collection(
+def _tuned(raw: RawCollection) -> AsyncIOMotorCollection[Document]:
+    database: Any = raw.database
+    tuned: AsyncIOMotorCollection[Document] = database.get_collection(
         raw.name, codec_options=_OPTIONS, read_preference=ReadPreference.PRIMARY, write_concern=_WRITE
     )
     return tuned
@@ -565,7 +567,9 @@ def _operation(write: Write) -> pymongo.DeleteMany | pymongo.UpdateMany:
 class Store:
     """One MongoDB deployment. Made on the event loop; ``close`` ends its connections."""
 
-    def __init__(self, uri: str, *, app_name: str = "maintenance-agent", observe: CommandObserver | None = None) -> None:
+    def __init__(
+        self, uri: str, *, app_name: str = "maintenance-agent", observe: CommandObserver | None = None
+    ) -> None:
         """Does not connect yet. Raises ``StoreError`` for a URI that cannot be one."""
         with _our_errors():
             self._client: AsyncIOMotorClient[Document] = AsyncIOMotorClient(
@@ -614,14 +618,16 @@ class Store:
 
         A transient fault (a failover) runs ``work`` again; a commit without an answer is asked for again, which the
         server does once. Raises ``ConflictError`` after a few conflicts in a row, so that the caller can take less at a
-        time, and ``StoreUnavailableError`` when the time is up; then a commit may still have happened: the documents of
-        the agent, written in the same transaction, tell.
+        time, ``StoreSlowError`` at once for the same reason, and ``StoreUnavailableError`` when the time is up; then a
+        commit may still have happened: the documents of the agent, written in the same transaction, tell.
         """
         deadline = asyncio.get_running_loop().time() + seconds
         conflicts = 0
         for attempt in range(1_000_000):
             try:
                 return await self._attempt(work, deadline)
+            except StoreSlowError:
+                raise  # again the same would be as slow
             except (ConflictError, StoreUnavailableError) as error:
                 conflicts += isinstance(error, ConflictError)
                 pause = _pause(attempt)

@@ -60,10 +60,10 @@ class Volume:
         self._roots: dict[Path, Root] = {}
 
     async def inspect(self, root: Path, marker: str | None) -> Root:
-        """What the root looks like now; the first answer of the run without a problem is what ``unchanged`` compares."""
+        """What the root looks like now. Raises ``VolumeError`` where it was another at the first look of the run."""
         state = await self._call(lambda: _inspect(root, marker))
-        if state.problem is None:
-            self._roots.setdefault(root, state)
+        if state.problem is None and self._roots.setdefault(root, state) != state:
+            raise VolumeError(f"{root} changed while it was looked at: it is another volume")
         return state
 
     async def look(self, root: Path, paths: Sequence[Parts]) -> list[Presence]:
@@ -82,13 +82,18 @@ class Volume:
         tree = self._trees.setdefault(root, _Tree(root))
         first = self._roots.get(root)
 
-        def again() -> list[bool]:
+        def check() -> None:
             state = _inspect(root, marker)
             if state.problem or (first is not None and state != first):
                 raise VolumeError(f"{root} changed while it was looked at: {state.problem or 'it is another volume'}")
             if tree.witnesses and all(_absent(root, path) for path in tree.witnesses):
                 raise VolumeError(f"{root} changed while it was looked at: the directories found before are gone")
-            return [_absent(root, path) for path in paths]
+
+        def again() -> list[bool]:
+            check()
+            absent = [_absent(root, path) for path in paths]
+            check()  # it may have gone away in between
+            return absent
 
         return await self._call(again)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
 from collections.abc import Sequence
 
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from agent import log
-from agent.app import Service
+from agent.app import Service, open_agent
 from agent.cli import process
 from agent.cli.output import Answer, Json, console, counts, say, styled, table
 from agent.cli.words import Call
@@ -66,6 +65,8 @@ def _show_verdict(problems: Sequence[str], to: Console) -> None:
 
 
 async def _serve(stage: Stage, to: Console) -> Answer:
+    async with open_agent(stage.settings()):
+        pass  # makes the indexes, before the log tells of everything
     service = Service(stage.settings)
     service.handle_signals(on_second=lambda: process.end_at_once(process.ENDED_BY_SIGNAL))
     telling = asyncio.create_task(_tell(stage, service, to))
@@ -74,9 +75,10 @@ async def _serve(stage: Stage, to: Console) -> Answer:
         await service.run(ready=lambda port: _show_places(stage, port, to))
     finally:
         telling.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await telling
-    return Answer(DONE, None)
+    try:
+        return Answer(FAILED if (await telling).problems else DONE, None)
+    except asyncio.CancelledError:
+        return Answer(DONE, None)  # stopped before the pass had ended
 
 
 def _show_places(stage: Stage, port: int, to: Console) -> None:
@@ -90,9 +92,10 @@ def _show_places(stage: Stage, port: int, to: Console) -> None:
     say(to, "\nCtrl-C ends it and removes everything.\n")
 
 
-async def _tell(stage: Stage, service: Service, to: Console) -> None:
+async def _tell(stage: Stage, service: Service, to: Console) -> Report:
     """Says what the start-up pass did, once it has."""
     report = await show.start_up_pass(stage, service)
     say(to, "\nThe pass at start-up has cleared the incident:", style="bold")
     _show(stage, report, to)
     _show_verdict(report.problems, to)
+    return report

@@ -54,11 +54,19 @@ class Answer:
     show: Show = field(default=_show_nothing)
 
 
+class _Console(Console):
+    """A console that goes on where nobody reads any more: what was begun has to come to its end."""
+
+    def on_broken_pipe(self) -> None:
+        """What it writes from now on goes nowhere."""
+        _abandon_output()
+
+
 def console(stream: TextIO) -> Console:
     """A console for text that is not ours: no markup, no emoji, no guessed highlights."""
     # Whatever reads a pipe searches line by line: there a row is a line.
     width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_COLUMNS
-    return Console(file=stream, width=width, markup=False, emoji=False, highlight=False)
+    return _Console(file=stream, width=width, markup=False, emoji=False, highlight=False)
 
 
 def write(answer: Answer, *, as_json: bool) -> int:
@@ -173,4 +181,4 @@ def grid(rows: Iterable[Sequence[str | Text]]) -> Table:
 
 def say(console: Console, text: str = "", style: str = "") -> None:
     """A line that is wrapped at words."""
-    console.print(Text(text, style=style), soft_wrap=not console.is_terminal)
+    console.print(Text(text, style=style), soft_wrap=console.width >= PIPE_COLUMNS)

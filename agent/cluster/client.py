@@ -183,9 +183,12 @@ class _Rest(RESTClientObject):
         self._most = settings.answer
         self._connect = settings.connect.total_seconds()
         connector = aiohttp.TCPConnector(limit=settings.connections, ssl=tls)
-        # trust_env would send what a .netrc of this machine says about a host that the kubeconfig names.
         session = aiohttp.ClientSession(
-            connector=connector, trust_env=False, cookie_jar=aiohttp.DummyCookieJar(), read_bufsize=_READ_BUFFER
+            connector=connector,
+            trust_env=False,  # or what a .netrc of this machine says about a host would be sent there
+            auto_decompress=False,  # or a small answer could be a large one; nobody is asked to compress
+            cookie_jar=aiohttp.DummyCookieJar(),
+            read_bufsize=_READ_BUFFER,
         )
         # These are the attributes of the base, whose constructor is not called: it would make an SSL context here.
         vars(self).update(
@@ -240,7 +243,7 @@ class _Api(ApiClient):
             configuration=Configuration(host=credentials.server, api_key=keys),
             client_side_validation=True,
             cookie=None,
-            default_headers={"User-Agent": "maintenance-agent"},
+            default_headers={"User-Agent": "maintenance-agent", "Accept-Encoding": "identity"},
             pool_threads=1,
             rest_client=rest,
         )

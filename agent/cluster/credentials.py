@@ -36,7 +36,7 @@ SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _RUNS_OR_READS: Final = {
     "users": {
         "exec": "it runs a program",
-        "auth-provider": "it runs a program's login",
+        "auth-provider": "it runs a plug-in",
         "client-certificate": "it names a file; use client-certificate-data",
         "client-key": "it names a file; use client-key-data",
         "tokenFile": "it names a file; use token",

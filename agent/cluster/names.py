@@ -20,7 +20,7 @@ _SUBDOMAIN: Final = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
 _LABEL_NAME: Final = re.compile(_WORD)
 _LABEL_VALUE: Final = re.compile(rf"(?:{_WORD})?")
 # A key of a Secret or ConfigMap, which is what a mounted file is called. `..data` and its kind are the kubelet's own.
-_FILE: Final = re.compile(r"(?!\.\.)[-._a-zA-Z0-9]{1,253}")
+_FILE: Final = re.compile(r"(?!\.\.|\.\Z)[-._a-zA-Z0-9]{1,253}")
 
 LabelValue = str | tuple[str, ...] | None
 
@@ -47,7 +47,7 @@ def api_plural(name: object) -> str:
 
 def file_name(name: object) -> str:
     """The name of a file directly in a mounted directory, as it is. Raises UsageError for what cannot be one."""
-    return _checked(name, _FILE, "name for a file", "letters, digits, -, _ and dots, not first two dots, at most 253")
+    return _checked(name, _FILE, "name for a file", "letters, digits, -, _ and dots, not two dots first, at most 253")
 
 
 def label_selector(labels: Mapping[str, LabelValue]) -> str:

@@ -28,7 +28,9 @@ from agent.errors import (
 )
 from agent.quantity import NOTHING, Amounts, pod_amounts, to_bytes, to_millicores
 
-PAGE: Final = 500  # objects; the API server's own tools ask for as many
+# Objects. kubectl asks for 500; but a page is decoded in one go on the event loop, which takes 20 to 100 milliseconds
+# for 500 pods of 5 KiB each.
+PAGE: Final = 100
 RESTARTS: Final = 3  # of one list; where pages expire faster than they are read, more would not help
 
 

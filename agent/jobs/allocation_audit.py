@@ -3,14 +3,14 @@
 *Booked* is what the provider's ledger says, *owed* what its databases add up to, *used* what its cluster really
 requests (where ``cluster`` is configured). It reports ledger drift (with the bookings that differ), cluster drift,
 over-committed providers and databases of missing providers. It changes nothing; with ``repair: true`` it sets booked
-to owed by compare-and-set on the version, and only after two readings, ``confirm`` apart, that agree on owed and version.
+to owed by compare-and-set on the version, after two readings, ``confirm`` apart, that agree on owed and version.
 
 Never touched: a provider with a database in transition, which is reported as such and not judged. The platform writes
 its database's document in a transitional status before it books, and removes it after it released: so whatever is on
 its way is seen. A provider whose cluster cannot be read is reported (*unreadable*) and disturbs no other.
 
-Defaults: ten minutes between two readings, longer than any booking is on its way; at most 100 providers and half of them
-are repaired at a time, since more drift than that is rarely the ledger's fault.
+Defaults: ten minutes between two readings, longer than any booking is on its way; at most 100 providers and half of
+them are repaired at a time, since more drift than that is rarely the ledger's fault.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class ClusterSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     access: Literal["kubeconfig", "directory", "in_cluster"] = Field(
-        default="kubeconfig", description="The provider's field, a mounted directory of files, or the pod's own account."
+        default="kubeconfig",
+        description="The provider's field, a mounted directory of files, or the pod's own account.",
     )
     directory: Path | None = Field(default=None, description="The directory of `access: directory`: a file a provider.")
     labels: dict[str, str | tuple[str, ...]] = Field(

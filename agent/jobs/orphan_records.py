@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from agent.conditions import Condition, made_at, made_before, read, together
-from agent.job import Action, Change, Item, Job, Limit, Ports, Proof, Quarantined, Query
+from agent.job import Action, Change, Item, Limit, Ports, Proof, Quarantined, Query
 from agent.settings import Duration
 from agent.store import Document, Index, Namespace
 from agent.volume import PATHS_A_CALL, Parts, Presence
@@ -55,7 +55,9 @@ class OrphanRecords(Quarantined):
     cascade: ClassVar[int] = 1
 
     kind: Literal["orphan_records"] = "orphan_records"
-    collection: str = Field(default="generated_applications", min_length=1, description="The collection of the records.")
+    collection: str = Field(
+        default="generated_applications", min_length=1, description="The collection of the records."
+    )
     root: Path = Field(default=Path("/data"), description="Where the volume is mounted.")
     path: str = Field(
         default="generated/apps/{model_slug}/app{app_number}",
@@ -202,7 +204,9 @@ class OrphanRecords(Quarantined):
     def _conditions(self, now: dt.datetime) -> list[Condition]:
         field = self.fields.created_at
         horizon = now - self.grace
-        old = Condition(f"made before {horizon:%Y-%m-%dT%H:%M:%SZ} (grace)", made_before(field, horizon), (field or "_id",))
+        old = Condition(
+            f"made before {horizon:%Y-%m-%dT%H:%M:%SZ} (grace)", made_before(field, horizon), (field or "_id",)
+        )
         return [*self.narrowing, old]
 
     @property
@@ -220,7 +224,9 @@ class OrphanRecords(Quarantined):
 def _parse(template: str) -> list[tuple[str, str | None]]:
     """The literal texts of a path template, each with the field that follows it. Raises ``ValueError``."""
     try:
-        pieces = [(literal, name, spec, conversion) for literal, name, spec, conversion in string.Formatter().parse(template)]
+        pieces = [
+            (literal, name, spec, conversion) for literal, name, spec, conversion in string.Formatter().parse(template)
+        ]
     except ValueError as error:
         raise ValueError(f"is not a template: {error}") from None
     if any(spec or conversion or name == "" for _, name, spec, conversion in pieces):
@@ -244,7 +250,8 @@ def _as_text(value: Any) -> str | None:
         return str(int(value)) if value.is_integer() and abs(value) < 2**53 else None
     if isinstance(value, int):
         return str(int(value))
-    if isinstance(value, str) and value and "\0" not in value and "\ufffd" not in value:
+    # Not a subclass, such as JavaScript code; and no text that was not UTF-8.
+    if type(value) is str and value and "\0" not in value and "\ufffd" not in value:
         return value
     return None
 

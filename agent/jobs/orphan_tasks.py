@@ -2,8 +2,8 @@
 
 A task names its target in the fields of ``match``. It is an orphan when no target has these values, as the database
 compares them, and the task is older than ``grace``. Then its status becomes *cancelled*, with a message and the time.
-Nothing is ever changed unless the targets are proven: their collection exists, is not empty, and holds no less than half
-of what it held at the last good run, less what the agent itself deleted since.
+Nothing is ever changed unless the targets are proven: their collection exists, is not empty, and holds no less than
+half of what it held at the last good run, less what the agent itself deleted since.
 
 Never touched: a task whose target reappears before or while its batch is written, a finished task, and a task whose
 target value is of a type that no target has (*malformed*: text where the targets have numbers says more about the
@@ -17,7 +17,7 @@ this rule was made for nearly every active task was one.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -25,10 +25,11 @@ from pydantic import Field
 from agent.conditions import Condition, made_at, made_before, one_of, read, together
 from agent.job import Action, Change, Item, Limit, Ports, Proof, Quarantined, Query
 from agent.settings import Duration
-from agent.store import Document, Index, Key, Namespace, comparable, type_name
+from agent.store import Document, Index, Key, Namespace, comparable, encode, type_name
 from agent.tasks import TaskJob
 
 KEYS_A_QUERY = 100  # alternatives of one query: each is a look-up in the index
+QUERY_BYTES = 4 * 1024 * 1024  # what they may take together; a query is as large as a document at most
 
 
 class OrphanTasks(TaskJob, Quarantined):
@@ -72,7 +73,9 @@ class OrphanTasks(TaskJob, Quarantined):
             refusal = f"{self.target_namespace} is missing or empty, so every task would be an orphan"
         elif ports.seen["foreign"] and ports.seen["foreign"] == ports.seen["active"]:
             pairs = ", ".join(f"{task} with {target}" for task, target in self.match.items())
-            refusal = f"no active task has a target value of a type that {self.target_namespace} has; `match` compares {pairs}"
+            refusal = (
+                f"no active task has values of the types in {self.target_namespace}; `match` compares {pairs}"
+            )
         return [Proof("targets", measure=count, refusal=refusal, deletes=self.target_namespace)]
 
     async def select(self, ports: Ports, now: dt.datetime) -> AsyncIterator[Item]:
@@ -81,8 +84,8 @@ class OrphanTasks(TaskJob, Quarantined):
         foreign = [key for key in suspects if self._is_foreign(key, types)]
         absent = await self._absent(ports, [key for key in suspects if not self._is_foreign(key, types)])
         for reason, keys in (("foreign", foreign), ("orphan", absent)):
-            for start in range(0, len(keys), KEYS_A_QUERY):
-                async for task in self._tasks_of(ports, keys[start : start + KEYS_A_QUERY]):
+            for some in _some_at_a_time(keys):
+                async for task in self._tasks_of(ports, some):
                     if reason == "foreign":
                         ports.seen["foreign"] += 1
                     item = self._foreign(task) if reason == "foreign" else self._orphan(task, now)
@@ -92,7 +95,7 @@ class OrphanTasks(TaskJob, Quarantined):
             ports.seen["active"] = await self.population(ports)
 
     async def _suspects(self, ports: Ports) -> tuple[list[Key], list[set[str]]]:
-        """The targets that active tasks name and that a covered walk over the targets does not meet, and the types met."""
+        """The targets that active tasks name and a covered walk over the targets does not meet; the types it met."""
         wanted: dict[Any, Key] = {}
         async for key in ports.store.keys(self.namespace, self._active_filter, list(self.match), distinct=True):
             wanted[comparable(key)] = key
@@ -111,8 +114,7 @@ class OrphanTasks(TaskJob, Quarantined):
     async def _absent(self, ports: Ports, keys: Sequence[Key]) -> list[Key]:
         """Those of the suspects for which the server finds no target."""
         absent: list[Key] = []
-        for start in range(0, len(keys), KEYS_A_QUERY):
-            some = keys[start : start + KEYS_A_QUERY]
+        for some in _some_at_a_time(keys):
             existing = await ports.store.existing(self.target_namespace, list(self.match.values()), some)
             absent += [key for position, key in enumerate(some) if position not in existing]
         return absent
@@ -163,7 +165,9 @@ class OrphanTasks(TaskJob, Quarantined):
     def _conditions(self, now: dt.datetime) -> list[Condition]:
         field = self.fields.created_at
         horizon = now - self.grace
-        old = Condition(f"made before {horizon:%Y-%m-%dT%H:%M:%SZ} (grace)", made_before(field, horizon), (field or "_id",))
+        old = Condition(
+            f"made before {horizon:%Y-%m-%dT%H:%M:%SZ} (grace)", made_before(field, horizon), (field or "_id",)
+        )
         return [self.in_status(*self.statuses.active), *self.narrowing, old]
 
     @property
@@ -184,6 +188,23 @@ class OrphanTasks(TaskJob, Quarantined):
         targets = tuple(self.match.values())
         known = None if targets == ("_id",) else Index(tuple((name, 1) for name in targets))
         return [
-            Query(self.namespace, one_of(self.fields.status, self.statuses.active), by_target, "active tasks by target"),
+            Query(
+                self.namespace, one_of(self.fields.status, self.statuses.active), by_target, "active tasks by target"
+            ),
             Query(self.target_namespace, {}, known, "the targets' keys"),
         ]
+
+
+def _some_at_a_time(keys: Sequence[Key]) -> Iterator[list[Key]]:
+    """The keys in portions that fit one query."""
+    some: list[Key] = []
+    size = 0
+    for key in keys:
+        taken = len(encode({"": list(key)}))
+        if some and (len(some) >= KEYS_A_QUERY or size + taken > QUERY_BYTES):
+            yield some
+            some, size = [], 0
+        some.append(key)
+        size += taken
+    if some:
+        yield some

@@ -91,7 +91,9 @@ class Retention(TaskJob):
         finished = self.in_status(*(value for name in spans for value in getattr(self.statuses, name)))
         if len(set(spans.values())) == 1:
             span = next(iter(spans.values()))
-            old = Condition(f"ended more than {format_duration(span)} ago (`keep`)", before(self._end, now - span), (self._end,))
+            old = Condition(
+                f"ended more than {format_duration(span)} ago (`keep`)", before(self._end, now - span), (self._end,)
+            )
         else:
             each = [
                 {"$and": [self.in_status(*getattr(self.statuses, name)).filter, before(self._end, now - span)]}

@@ -49,18 +49,24 @@ class StuckTasks(TaskJob):
 
     kind: Literal["stuck_tasks"] = "stuck_tasks"
     timeout: Duration = Field(default=HOUR, description="A running task without a sign of life for this long is stuck.")
-    pending_timeout: Duration = Field(default=HOUR, description="A pending task that was created this long ago is stuck.")
+    pending_timeout: Duration = Field(
+        default=HOUR, description="A pending task that was created this long ago is stuck."
+    )
     types: dict[str, TypeLimits] = Field(
         default_factory=dict, description="Other limits for single types of tasks (needs `fields.type`)."
     )
-    never: tuple[str, ...] = Field(default=(), description="Types of tasks that are never touched (needs `fields.type`).")
+    never: tuple[str, ...] = Field(
+        default=(), description="Types of tasks that are never touched (needs `fields.type`)."
+    )
     messages: dict[Literal["failed", "cancelled"], str] = Field(
         default=dict(MESSAGES), description="What `error_message` of an ended task says."
     )
 
     @field_validator("messages")
     @classmethod
-    def _says_the_rest(cls, messages: dict[Literal["failed", "cancelled"], str]) -> dict[Literal["failed", "cancelled"], str]:
+    def _says_the_rest(
+        cls, messages: dict[Literal["failed", "cancelled"], str]
+    ) -> dict[Literal["failed", "cancelled"], str]:
         """One message may be said alone."""
         return {**MESSAGES, **messages}
 
@@ -83,7 +89,9 @@ class StuckTasks(TaskJob):
         since = next((value for name in signs if isinstance(value := read(task, name), dt.datetime)), None)
         limit = self._limit(task, action)
         status = read(task, self.fields.status)
-        return Item(task["_id"], "stuck", action, f"{status} since {since}, limit {format_duration(limit)}", since=since)
+        return Item(
+            task["_id"], "stuck", action, f"{status} since {since}, limit {format_duration(limit)}", since=since
+        )
 
     def _limit(self, task: Document, action: Action) -> dt.timedelta:
         kind = read(task, self.fields.type) if self.fields.type else None
@@ -115,7 +123,9 @@ class StuckTasks(TaskJob):
             ],
         }
 
-    def _silent(self, name: Literal["timeout", "pending_timeout"], now: dt.datetime, limit: dt.timedelta, older: Any) -> Condition:
+    def _silent(
+        self, name: Literal["timeout", "pending_timeout"], now: dt.datetime, limit: dt.timedelta, older: Any
+    ) -> Condition:
         """No sign of life within the limit of the task's type."""
         own = {kind: value for kind, limits in self.types.items() if (value := getattr(limits, name)) is not None}
         signs = tuple(field for field in (*self._signs, self.fields.type) if field)
@@ -149,7 +159,11 @@ class StuckTasks(TaskJob):
     def _not_never(self) -> list[Condition]:
         if not self.never or not self.fields.type:
             return []
-        return [Condition("its type is not under `never`", {self.fields.type: {"$nin": list(self.never)}}, (self.fields.type,))]
+        return [
+            Condition(
+                "its type is not under `never`", {self.fields.type: {"$nin": list(self.never)}}, (self.fields.type,)
+            )
+        ]
 
     @property
     def _malformed(self) -> Document:

@@ -236,16 +236,21 @@ class Ledger:
         except (StoreUnavailableError, StoreDeniedError, ConflictError):
             raise
         except StoreError as error:
-            # The server stumbled over the document (text where a number belongs): the document itself says it better.
-            return await self._explain(wish, error)
+            # Perhaps the server stumbled over the document (text where a number belongs), which then says it better. It
+            # does not say more: a booking that stands after an error may not have reached the majority.
+            await self._explain(wish, error)
+            raise
         if document is None:
             return await self._explain(wish, ConflictError(f"{wish.provider} changed while it was looked at"))
         return self._result(wish, document, changed=True)
 
     async def _explain(self, wish: Wish, otherwise: StoreError) -> LedgerResult:
         """Reads why nothing was changed. Raises the reason, and ``otherwise`` where there is none."""
-        booking = f"{self._paths.bookings}.{wish.name}"
-        document = await self._document(wish.provider_id, [self._paths.status, booking])
+        bookings, status = self._paths.bookings, self._paths.status
+        document = await self._document(wish.provider_id, [status, f"{bookings}.{wish.name}"])
+        if self._reader(wish.provider_id, document).at(bookings) is documents.MISSING:
+            # There are none, or something that has no fields: the whole of it tells which.
+            document = await self._document(wish.provider_id, [status, bookings])
         if not refuse(wish, self._reader(wish.provider_id, document), self._active):
             raise otherwise
         return self._result(wish, document, changed=False)

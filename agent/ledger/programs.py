@@ -13,8 +13,7 @@ from agent.ledger.documents import Amounts, Paths, long
 from agent.ledger.refusals import Wish
 from agent.store import Document, Int64
 
-_INTEGER: Final[Document] = {"$type": ["int", "long"]}
-_OBJECT: Final[Document] = {"$type": "object", "$not": {"$type": "array"}}  # an array of objects is of both types
+_INTEGERS: Final = ["int", "long"]
 
 
 class Programs:
@@ -24,12 +23,14 @@ class Programs:
         self._paths = paths
         self._resources = tuple(resources)
         self._active = list(active)
-        self._contract: Document = {
-            **{f"{paths.capacity}.{name}": _INTEGER for name in resources},
-            **{f"{paths.allocated}.{name}": {**_INTEGER, "$gte": 0} for name in resources},
-            paths.version: _INTEGER,
-            paths.bookings: _OBJECT,
-        }
+        allocated = [self._allocated(name) for name in resources]
+        integers = [f"${paths.version}", *allocated, *(f"${paths.capacity}.{name}" for name in resources)]
+        # An expression, since a filter takes an array for any of its elements.
+        self._contract: list[Document] = [
+            {"$setIsSubset": [[{"$type": path} for path in integers], _INTEGERS]},
+            {"$gte": [{"$min": allocated}, 0]},
+            {"$eq": [{"$type": f"${paths.bookings}"}, "object"]},
+        ]
 
     def of(self, wish: Wish) -> tuple[Document, Document | list[Document]]:
         """The program of one wish."""
@@ -47,11 +48,9 @@ class Programs:
         for wish in wishes:
             booking = standing.get(wish.name)
             selection[self._booking(wish)] = {"$exists": False} if booking is None else {"$eq": booking}
-        for name, more in growth.items():
-            if more < 0:
-                selection[f"{paths.allocated}.{name}"] = {**_INTEGER, "$gte": Int64(-more)}
-        if fits := [{"$gte": [self._free(name), Int64(more)]} for name, more in growth.items() if more > 0]:
-            selection["$expr"] = {"$and": fits}
+        fits = [{"$gte": [self._free(name), Int64(more)]} for name, more in growth.items() if more > 0]
+        fits += [{"$gte": [self._allocated(name), Int64(-more)]} for name, more in growth.items() if more < 0]
+        selection["$expr"] = {"$and": [*self._contract, *fits]}
         if self._active and any(wish.grows(standing.get(wish.name)) for wish in wishes):
             selection[paths.status] = {"$in": self._active}
         update: Document = {"$inc": {paths.version: Int64(len(wishes))}}
@@ -69,8 +68,8 @@ class Programs:
         booking = {"$getField": {"field": name, "input": bookings}}
         had = {"$mergeObjects": [{"$literal": long(dict.fromkeys(self._resources, 0))}, booking]}
         selection = self._selection(wish)
-        selection[self._booking(wish)] = _OBJECT
-        selection["$expr"] = _with_had(had, {"$and": self._conditions(wish)})
+        selection[self._booking(wish)] = {"$type": "object"}
+        selection["$expr"] = _with_had(had, {"$and": [*self._contract, *self._conditions(wish)]})
         allocated = {name: {"$add": [self._allocated(name), _difference(wish, name)]} for name in self._resources}
         value = "$$REMOVE" if wish.want is None else {"$mergeObjects": [booking, {"$literal": long(wish.want)}]}
         change: Document = {
@@ -83,7 +82,7 @@ class Programs:
     def _conditions(self, wish: Wish) -> list[Document]:
         had = [f"$$had.{name}" for name in self._resources]
         conditions: list[Document] = [
-            {"$setIsSubset": [[{"$type": amount} for amount in had], ["int", "long"]]},
+            {"$setIsSubset": [[{"$type": amount} for amount in had], _INTEGERS]},
             {"$gte": [{"$min": had}, 0]},
         ]
         if wish.want is None:
@@ -101,9 +100,9 @@ class Programs:
         return {"$and": [{"$in": [f"${self._paths.status}", {"$literal": self._active}]}, fits]}
 
     def _selection(self, wish: Wish) -> Document:
-        selection = {"_id": {"$eq": wish.provider_id}, **self._contract}
+        selection = {"_id": {"$eq": wish.provider_id}}
         if wish.expected is not None:
-            selection[self._paths.version] = {**_INTEGER, "$eq": wish.expected}
+            selection[self._paths.version] = {"$eq": wish.expected}
         return selection
 
     def _booking(self, wish: Wish) -> str:

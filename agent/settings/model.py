@@ -209,6 +209,18 @@ class Lease(Section):
     )
 
 
+class Throttle(Section):
+    """How gentle the agent is with the database, between the batches of a run."""
+
+    max_lag: Duration | None = Field(
+        default=dt.timedelta(seconds=10),
+        description="Wait while a secondary is behind by more than this; null: do not look. Needs `replSetGetStatus`.",
+    )
+    pace: float = Field(
+        default=0.1, ge=0, le=100, description="The pause after a batch, as a share of the time that the batch took."
+    )
+
+
 class Collections(Section):
     """The agent's own collections."""
 
@@ -250,6 +262,7 @@ class Settings(Section, Generic[J]):
     journal: Journal = Field(default=Journal(), description="The records of runs.")
     archive: Archive = Field(default=Archive(), description="The copies that make changes undoable.")
     lease: Lease = Field(default=Lease(), description="The right of one replica to run a job.")
+    throttle: Throttle = Field(default=Throttle(), description="How gentle the agent is with the database.")
     collections: Collections = Field(default=Collections(), description="The agent's own collections.")
     log: Log = Field(default=Log(), description="The log on standard error.")
     shutdown: Shutdown = Field(default=Shutdown(), description="How the agent ends.")

@@ -50,30 +50,22 @@ async def get_page(call: Call) -> web.Response:
 
 async def get_file(call: Call) -> web.Response:
     """One of the files; of another version than the page's it may not be kept."""
-    name = Path(call.request.path).name
+    name = call.part("file")
     if name not in _FILES:
         raise ProblemError("not-found", "The page has no such file.")
     kept = {"Cache-Control": KEPT} if call.part("version") == DIGEST else {}
     return web.Response(body=_FILES[name], content_type=TYPES[Path(name).suffix], charset="utf-8", headers=kept)
 
 
-def _files(suffix: str, name: str) -> Endpoint:
-    """The endpoint of one type of files."""
-    return Endpoint(
-        "GET",
-        f"/static/{{version:[0-9a-f]{{{DIGEST_LENGTH}}}}}/{{{name}:[a-z]+}}{suffix}",
-        get_file,
-        f"A {name} of the status page",
-        {200: Reply("It.", content_type=TYPES[suffix])},
-        (404,),
-        open=True,
-        id=f"get_{name}",
-    )
-
-
 ENDPOINTS: Final = (
     Endpoint("GET", "/", get_page, "The status page", {200: Reply("It.", content_type="text/html")}, open=True),
-    _files(".css", "stylesheet"),
-    _files(".js", "script"),
-    _files(".svg", "image"),
+    Endpoint(
+        "GET",
+        f"/static/{{version:[0-9a-f]{{{DIGEST_LENGTH}}}}}/{{file:[a-z]+[.](?:css|js|svg)}}",
+        get_file,
+        "A file of the status page",
+        {200: Reply("It.", content_type="*/*")},
+        (404,),
+        open=True,
+    ),
 )

@@ -21,6 +21,7 @@ from agent import log
 
 LOOK_EVERY_SECONDS: Final = 1.0
 LOOK_PATIENCE_SECONDS: Final = 1.0  # a volume that does not answer must not hold up requests
+FIRST_LOOK_SECONDS: Final = 10.0
 SHORT: Final = 16  # characters; a shorter token can be guessed
 MAX_BYTES: Final = 1024 * 1024
 
@@ -113,7 +114,9 @@ class TokenFile:
         if self._monotonic() - self._looked_at >= LOOK_EVERY_SECONDS:
             if self._look is None or self._look.done():
                 self._look = asyncio.ensure_future(asyncio.to_thread(self._look_at, self.path))
-            await asyncio.wait({self._look}, timeout=LOOK_PATIENCE_SECONDS)
+            # Before the first look nobody has access, so that one is worth waiting for.
+            first = self._looked_at == float("-inf")
+            await asyncio.wait({self._look}, timeout=FIRST_LOOK_SECONDS if first else LOOK_PATIENCE_SECONDS)
             self._looked_at = self._monotonic()
         return self._tokens
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import gzip
 import logging
 import os
 import ssl
@@ -225,6 +226,19 @@ async def test_an_endless_answer_is_cut_off(waits: Waits) -> None:
     """No more is read than the settings allow, however fast it comes."""
     async with faulty.serving(faulty.endless) as server:
         with within(20), pytest.raises(ClusterAnswerError, match="larger than 100000 bytes"):
+            await connect("p1", server.credentials(), PATIENT, waits.source)
+
+
+async def test_a_small_answer_stays_small(waits: Waits) -> None:
+    """Half a kilobyte that unfolds to half a megabyte is not unfolded: nobody was asked to compress."""
+    bomb = gzip.compress(b" " * 500_000)
+
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        assert request.headers["Accept-Encoding"] == "identity"
+        return web.Response(body=bomb, headers={"Content-Type": "application/json", "Content-Encoding": "gzip"})
+
+    async with faulty.serving(handler) as server:
+        with pytest.raises(ClusterAnswerError, match="did not answer as Kubernetes does"):
             await connect("p1", server.credentials(), PATIENT, waits.source)
 
 

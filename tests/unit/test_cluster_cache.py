@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -252,7 +253,9 @@ async def test_a_failed_making_is_told_to_all_and_not_kept(world: World) -> None
 
 
 async def test_an_error_of_nobody_is_not_left_over(world: World) -> None:
-    """A making that fails after all who waited were cancelled disturbs nothing (warnings are errors here)."""
+    """A making that fails after all who waited were cancelled is no error that nobody looked at."""
+    left_over: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: left_over.append(context))
     world.factory.gates["p"] = asyncio.Event()
     world.factory.error = ClusterDeniedError("401")
     waiting = asyncio.create_task(world.touch("p"))
@@ -261,6 +264,8 @@ async def test_an_error_of_nobody_is_not_left_over(world: World) -> None:
     world.factory.gates["p"].set()
     await turns()
     assert len(world.cache) == 0
+    gc.collect()
+    assert left_over == []
 
 
 async def test_a_making_without_end_is_ended() -> None:
@@ -328,6 +333,39 @@ async def test_credentials_that_were_loaded_earlier_do_not_come_back(world: Worl
     loaded.set()
     assert await waiting is new
     assert len(world.factory.made) == 1
+
+
+async def test_credentials_that_were_confirmed_meanwhile_stay(world: World) -> None:
+    """A view of the past is one too if the cache's credentials are older but were loaded again since."""
+    loaded = asyncio.Event()
+
+    async def slowly() -> ProviderCredentials:
+        await loaded.wait()
+        return credentials("passing")
+
+    async def late() -> Client:
+        async with world.cache.client("p", slowly) as client:
+            return client
+
+    lasting = await world.touch("p", "lasting")
+    waiting = asyncio.create_task(late())
+    await turns()
+    assert await world.touch("p", "lasting") is lasting
+    loaded.set()
+    assert await waiting is lasting
+
+
+async def test_credentials_that_were_confirmed_while_they_were_tried_stay(world: World) -> None:
+    """Asked for first and again last, they win over those that were asked for in between."""
+    gate = world.factory.gates["p"] = asyncio.Event()
+    asked: list[asyncio.Task[Client]] = []
+    for version in ("lasting", "passing", "lasting"):
+        asked.append(asyncio.create_task(world.touch("p", version)))
+        await turns()
+    gate.set()
+    first, _, third = await asyncio.gather(*asked)
+    assert first is third
+    assert await world.touch("p", "lasting") is first
 
 
 async def test_of_two_makings_the_newer_credentials_stay(world: World) -> None:
@@ -460,6 +498,19 @@ async def test_an_invalidated_client_leaves_at_once(world: World) -> None:
     assert old.closed
 
 
+async def test_what_was_invalidated_while_it_was_made_is_not_kept(world: World) -> None:
+    """Even if nobody asks again, and nobody waits: it is closed when it is made."""
+    world.factory.gates["p"] = asyncio.Event()
+    waiting = asyncio.create_task(world.touch("p"))
+    await turns()
+    assert world.cache.invalidate("p")
+    waiting.cancel()
+    world.factory.gates["p"].set()
+    await turns()
+    await world.cache.settled()
+    assert (len(world.cache), world.factory.made[0].closed) == (0, True)
+
+
 async def test_a_client_that_is_being_made_can_be_invalidated(world: World) -> None:
     """Who waits gets it, it is not kept, and is closed when they are done; later ones get another."""
     gate = world.factory.gates["p"] = asyncio.Event()
@@ -532,6 +583,23 @@ async def failing() -> None:
 async def hanging() -> None:
     """Never finish closing."""
     await asyncio.Event().wait()
+
+
+async def test_a_closing_that_hangs_is_stopped() -> None:
+    """It is not left behind to hold its connections."""
+    world, stopped = World(close=SHORT), asyncio.Event()
+
+    async def until_stopped() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    (await world.touch("p")).ending = until_stopped
+    world.cache.invalidate("p")
+    await world.cache.settled()
+    async with asyncio.timeout(10):
+        await stopped.wait()
 
 
 async def cancelled() -> None:
@@ -657,6 +725,8 @@ async def test_the_end_does_not_wait_for_ever() -> None:
     async with world.lend("p") as used:
         await world.cache.aclose()
         assert used.closed
+    await world.cache.settled()
+    assert world.counts.failures == 0
 
 
 @pytest.mark.parametrize("waited", [2, 10], ids=["before-it-began", "while-it-lasts"])

@@ -363,8 +363,8 @@ async def test_what_is_no_regular_file_is_refused_at_once(mounted: Path) -> None
     """A named pipe would be waited for, a directory cannot be read."""
     os.mkfifo(mounted / "pipe")
     (mounted / "folder").mkdir()
-    for name, problem in [("pipe", "no regular file"), ("folder", "s a directory|no regular file"), (".", "directory")]:
-        with pytest.raises(CredentialsError, match=problem):
+    for name in ("pipe", "folder"):
+        with pytest.raises(CredentialsError, match=r"it is no regular file|Is a directory"):
             await from_directory(mounted, name)
 
 

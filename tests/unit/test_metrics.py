@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -28,6 +29,8 @@ CONTRACT = {
     "runs_total": {"job_name", "outcome"},
     "run_duration_seconds": {"job_name"},
     "run_in_progress": {"job_name"},
+    "run_started_timestamp_seconds": {"job_name"},
+    "run_timeout_seconds": {"job_name"},
     "last_run_timestamp_seconds": {"job_name"},
     "last_success_timestamp_seconds": {"job_name"},
     "next_run_timestamp_seconds": {"job_name"},
@@ -43,6 +46,8 @@ CONTRACT = {
     "held": {"job_name", "reason"},
     "lease_held": {"job_name"},
     "throttled_seconds_total": {"job_name", "reason"},
+    "archive_bytes": set(),
+    "archive_limit_bytes": set(),
     "allocation_cpu_cores": {"provider", "view"},
     "allocation_memory_bytes": {"provider", "view"},
     "allocation_storage_bytes": {"provider", "view"},
@@ -185,8 +190,10 @@ def test_a_run_is_in_progress_until_it_ends_and_then_counted(metrics: Metrics) -
     """Outcome, time, changes and failures of items."""
     metrics.run_started("orphan_apps")
     assert value(metrics, "run_in_progress", job_name="orphan_apps") == 1
+    assert value(metrics, "run_started_timestamp_seconds", job_name="orphan_apps") == pytest.approx(time.time(), abs=60)
     metrics.run_ended("orphan_apps", "succeeded", 1.5, {"deleted": 28, "restored": 1}, 2, None)
     assert value(metrics, "run_in_progress", job_name="orphan_apps") == 0
+    assert value(metrics, "run_started_timestamp_seconds", job_name="orphan_apps") == 0
     assert value(metrics, "runs_total", job_name="orphan_apps", outcome="succeeded") == 1
     assert value(metrics, "run_duration_seconds_sum", job_name="orphan_apps") == 1.5
     assert value(metrics, "changed_total", job_name="orphan_apps", action="deleted") == 28

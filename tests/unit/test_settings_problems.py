@@ -71,8 +71,8 @@ http: {password: hunter2}
 schedule_enabled: false
   schedule_enabled: unknown key (with the value false); did you mean `schedule`?
 
-throttle: {}
-  throttle: unknown key; known here: mongodb, http, indexes, journal, archive, lease, collections, log, shutdown,
+backup: {}
+  backup: unknown key; known here: mongodb, http, indexes, journal, archive, lease, throttle, collections, log, shutdown,
   schedule, defaults, jobs
 
 http: null

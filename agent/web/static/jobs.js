@@ -83,7 +83,7 @@ function shortRefusal(run, job) {
     { class: "callout warn short" },
     h("p", null, h("strong", null, said.wouldRefuse ? "Would be refused: " : "Refused: "), `${said.title}.`),
     h("p", null, h("bdi", null, said.saw)),
-    button("What you can do", "open", { run: run._id }, { kind: "link", name: `What you can do about ${run.job}` }),
+    button("What you can do", "open", { run: run._id }, { kind: "link", name: `What you can do: ${run.job}` }),
   );
 }
 

@@ -1,0 +1,170 @@
+"""The command line for tests: real processes, without the second that each would need to load the program.
+
+A host process loads it once and forks for every command. The child takes the words, the environment and the files that
+stand for its output, and is from there on a `maintenance-agent` as the shell would start it, to its very end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Final
+
+PATIENCE: Final = 60.0  # seconds that a command may take, many at once on a busy machine
+POLL: Final = 0.02
+REPOSITORY: Final = Path(__file__).parents[1]
+
+_HOST: Final = """
+import json, os, sys
+import agent.cli.edge
+from agent.cli import main
+
+def become(order):
+    for number, path in enumerate([os.devnull, order["out"], order["err"]]):
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, number)
+        os.close(file)
+    os.environ.update(order["environment"])
+    sys.argv = ["maintenance-agent", *order["words"]]
+    sys.exit(main())
+
+for line in sys.stdin:
+    order = json.loads(line)
+    if "wait" in order:
+        pid, status = os.waitpid(order["wait"], os.WNOHANG)
+        print(json.dumps(os.waitstatus_to_exitcode(status) if pid else None), flush=True)
+    else:
+        pid = os.fork()
+        if not pid:
+            become(order)
+        print(json.dumps(pid), flush=True)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """What it said to machines."""
+        return json.loads(self.out)
+
+    @property
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """The runs that it made, by job; there is nothing else on the standard output."""
+        document = self.json
+        assert set(document) == {"runs"}
+        return {run["job"]: run for run in document["runs"]}
+
+    @property
+    def logged(self) -> list[dict[str, Any]]:
+        """The lines of the log; they stand on the standard error, among sentences."""
+        return [json.loads(line) for line in self.err.splitlines() if line.startswith("{")]
+
+    @property
+    def sentences(self) -> list[str]:
+        """What it said to people on the standard error."""
+        return [line for line in self.err.splitlines() if not line.startswith("{")]
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A command that was started."""
+
+    pid: int
+    folder: Path
+    ended: Callable[[int], int | None]
+
+    @property
+    def err(self) -> str:
+        """What it has said on the standard error so far."""
+        return (self.folder / "err").read_text()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends it a signal."""
+        os.kill(self.pid, number)
+
+    def wait_for(self, condition: Callable[[], object]) -> None:
+        """Waits until the condition holds, while the command goes on."""
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert self.ended(self.pid) is None, f"it ended: {self.err}"
+            assert time.monotonic() < deadline, f"in vain: {self.err}"
+            time.sleep(POLL)
+
+    def wait(self) -> Done:
+        """Waits for its end."""
+        deadline = time.monotonic() + PATIENCE
+        while (code := self.ended(self.pid)) is None:
+            if time.monotonic() > deadline:
+                os.kill(self.pid, signal.SIGKILL)
+                raise TimeoutError(f"it did not end: {self.err}")
+            time.sleep(POLL)
+        return Done(code, (self.folder / "out").read_text(), self.err)
+
+
+@dataclass
+class Cli:
+    """Starts commands; ``config`` stands in front of all."""
+
+    host: subprocess.Popen[str]
+    folder: Path
+    config: Path | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, *words: str, **environment: str) -> Done:
+        """Runs a command to its end."""
+        return self.start(*words, **environment).wait()
+
+    def start(self, *words: str, **environment: str) -> Running:
+        """Starts a command."""
+        place = Path(tempfile.mkdtemp(dir=self.folder))
+        order = {
+            "words": [*([] if self.config is None else ["--config", str(self.config)]), *words],
+            "out": str(place / "out"),
+            "err": str(place / "err"),
+            "environment": {**self.environment, **environment},
+        }
+        for name in ("out", "err"):
+            (place / name).touch()
+        return Running(int(self._ask(order)), place, lambda pid: self._ask({"wait": pid}))
+
+    def _ask(self, order: Mapping[str, object]) -> Any:
+        _pipe(self.host.stdin).write(json.dumps(order) + "\n")
+        _pipe(self.host.stdin).flush()
+        return json.loads(_pipe(self.host.stdout).readline())
+
+
+def _pipe(pipe: IO[str] | None) -> IO[str]:
+    assert pipe is not None
+    return pipe
+
+
+@contextlib.contextmanager
+def host() -> Iterator[Cli]:
+    """Runs a host process, and ends it."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAINTENANCE_")}
+    with tempfile.TemporaryDirectory(prefix="maintenance-agent-cli-") as folder:
+        command = [sys.executable, "-c", _HOST]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        process: subprocess.Popen[str]
+        with subprocess.Popen(command, text=True, env=environment, cwd=REPOSITORY, **pipes) as process:  # type: ignore[call-overload]
+            try:
+                yield Cli(process, Path(folder))
+            finally:
+                _pipe(process.stdin).close()
+                process.wait(PATIENCE)
