@@ -24,6 +24,8 @@ from agent.store import Document, Key, Namespace, Store, encode, time_limit
 from agent.volume import Volume
 
 Level = Literal["ok", "warning", "problem"]
+Place = Namespace | None
+"""What a privilege is for: a collection, or the cluster as a whole."""
 
 OLDEST: Final = (6, 0)  # the server's version
 REACH_SECONDS: Final = 5.0
@@ -351,14 +353,15 @@ def role(settings: Settings[Job]) -> Document:
 
 def privileges(settings: Settings[Job]) -> list[Document]:
     """The least privileges that the enabled jobs need, the agent's own collections first."""
-    return [
-        {"resource": {"db": namespace.database, "collection": namespace.collection}, "actions": sorted(actions)}
-        for namespace, actions in _needed(settings).items()
-    ]
+    return [{"resource": _resource(place), "actions": sorted(actions)} for place, actions in _needed(settings).items()]
 
 
-def _needed(settings: Settings[Job]) -> dict[Namespace, set[str]]:
-    needed: dict[Namespace, set[str]] = defaultdict(set)
+def _resource(place: Place) -> Document:
+    return {"db": place.database, "collection": place.collection} if place else {"cluster": True}
+
+
+def _needed(settings: Settings[Job]) -> dict[Place, set[str]]:
+    needed: dict[Place, set[str]] = defaultdict(set)
     database, prefix, jobs = settings.mongodb.database, settings.collections.prefix, working(settings)
     for name, actions in OWN.items():
         needed[Namespace(database, prefix + name)] |= actions
@@ -370,6 +373,8 @@ def _needed(settings: Settings[Job]) -> dict[Namespace, set[str]]:
         needed[want.namespace].add("listIndexes")
         if settings.indexes == "manage":
             needed[want.namespace].add("createIndex")
+    if settings.throttle.max_lag is not None:
+        needed[None].add("replSetGetStatus")
     return needed
 
 
@@ -388,11 +393,12 @@ async def permissions(agent: Agent) -> AsyncIterator[Finding]:
         yield await _nobody(agent.store)
         return
     lacking = False
-    for namespace, actions in _needed(agent.settings).items():
-        missing = actions - _granted(authorized["authenticatedUserPrivileges"], namespace)
+    for place, actions in _needed(agent.settings).items():
+        missing = actions - granted(authorized["authenticatedUserPrivileges"], place)
         if missing:
             lacking = True
-            message = f"{', '.join(users)} lacks {', '.join(sorted(missing))} on {namespace}; see check --role"
+            where = place or "the cluster"
+            message = f"{', '.join(users)} lacks {', '.join(sorted(missing))} on {where}; see check --role"
             yield Finding("problem", "permissions", message)
     if not lacking:
         yield Finding("ok", "permissions", f"{', '.join(users)} may do all that the jobs need")
@@ -412,14 +418,16 @@ async def _users(store: Store) -> bool:
     return bool(status["authInfo"]["authenticatedUsers"])
 
 
-def _granted(held: Iterable[Document], namespace: Namespace) -> set[str]:
-    """The actions that privileges allow on a collection."""
-    covering = [privilege for privilege in held if _covers(privilege["resource"], namespace)]
+def granted(held: Iterable[Document], place: Place) -> set[str]:
+    """The actions that privileges allow on a collection, or on the cluster."""
+    covering = [privilege for privilege in held if _covers(privilege["resource"], place)]
     return {action for privilege in covering for action in privilege["actions"]}
 
 
-def _covers(resource: Document, namespace: Namespace) -> bool:
+def _covers(resource: Document, place: Place) -> bool:
     if resource.get("anyResource"):
         return True
+    if place is None:
+        return bool(resource.get("cluster"))
     database, collection = resource.get("db"), resource.get("collection")
-    return database in {"", namespace.database} and collection in {"", namespace.collection}
+    return database in {"", place.database} and collection in {"", place.collection}

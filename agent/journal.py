@@ -59,7 +59,8 @@ class Journal:
 
     async def close(self, run: Run, session: Session | None = None) -> bool:
         """Completes the record and reads back the counts that the batches wrote; says whether it was still open."""
-        values = {key: value for key, value in run.document.items() if key not in {"_id", *_LIVE}}
+        live = _LIVE if run.term is not None else ()  # without a lease there were no batches to count
+        values = {key: value for key, value in run.document.items() if key not in {"_id", *live}}
         filter = {"_id": run.id, "ended_at": None}
         closed = await self._collection.find_one_and_update(filter, {"$set": values}, session=session)
         found = closed or await self._collection.find_one({"_id": run.id}, session=session)

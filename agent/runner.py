@@ -231,7 +231,7 @@ class Runner:
 
     async def _run(self, active: Active, order: Order, body: Body, lease: Lease | None, now: dt.datetime) -> None:
         run = active.run
-        if self._stopping:
+        if self._ending.is_set():
             active.stop.set()  # the shutdown began while the run was being claimed
         began = asyncio.get_running_loop().time()
         self._observer.run_started(run.job)

@@ -235,9 +235,7 @@ def _show_sample(record: Json, to: Console) -> None:
 def _next_steps(records: Sequence[Json]) -> list[str]:
     """The commands that an operator may want now."""
     planned = [record for record in records if record["dry_run"] and record["outcome"] == "succeeded"]
-    changed = [record for record in records if not record["dry_run"] and record["trigger"] != "restore"]
+    undoable = [record for record in records if set(record["changed"]) - {"restored", "evicted"}]
     if any(item["action"] for record in planned for item in record["sample"]):
         return [f"apply this plan: maintenance-agent apply {planned[0]['pass']}"]
-    return [
-        f"undo {record['job']}: maintenance-agent restore {record['_id']}" for record in changed if record["changed"]
-    ]
+    return [f"undo {record['job']}: maintenance-agent restore {record['_id']}" for record in undoable]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
@@ -33,6 +34,7 @@ Outcome = tuple[type, bool]
 T = TypeVar("T")
 
 P = "provider"
+EXAMPLES = max(20, round(500 * float(os.environ.get("FAULTS_SCALE", "0"))))  # of thirty steps each
 KEYS = st.sampled_from(["a", "b", "", "a.b", "$set", "%24", "0", 0, 7, b"a", ObjectId("6" * 24), "6" * 24])
 AMOUNT = st.one_of(st.integers(0, 12), st.sampled_from([0, 2**62, 2**63 - 1]))
 REQUEST = st.dictionaries(st.sampled_from(RESOURCES), AMOUNT)
@@ -230,7 +232,7 @@ def test_the_ledger_does_what_a_dictionary_would_do(database: Database) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=25,
+            max_examples=EXAMPLES,
             stateful_step_count=30,
             deadline=None,
             derandomize=False,

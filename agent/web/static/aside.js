@@ -20,13 +20,15 @@ export function drawAside() {
 
 function overall() {
   if (!state.reach.ok) return ["bad", "Cannot be reached"];
-  if (state.away) return ["bad", "Something is away"];
+  if (state.away) return ["bad", awayWords(state.away)];
   if (!state.health) return ["plain", "Asking …"];
   const failing = state.health.checks.filter((check) => !check.ok).length;
   if (failing) return ["bad", `${plural(failing, "check")} failing`];
   if (state.status?.paused) return ["warn", "Everything is paused"];
   return ["good", "All is well"];
 }
+
+const awayWords = ({ dependency }) => (dependency === "mongodb" ? "MongoDB is away" : "The agent cannot answer");
 
 function drawOverall() {
   const [look, text] = overall();
@@ -53,7 +55,7 @@ function drawBanners() {
       ? h(
         "div",
         { class: "banner bad", "data-key": "away" },
-        h("p", null, h("strong", null, away.dependency === "mongodb" ? "MongoDB is away" : "The agent cannot answer"), ` since ${local(away.since)}. Nothing runs until it is back; the agent goes on by itself then. `,
+        h("p", null, h("strong", null, awayWords(away)), ` since ${local(away.since)}. Nothing runs until it is back; the agent goes on by itself then. `,
           h("span", { class: "faint" }, h("bdi", null, away.detail))),
       )
       : null,
