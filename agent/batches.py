@@ -109,21 +109,21 @@ class Batches:
             written = await self._together(lambda session: self._change(job, items, plan, session))
         except StoreSlowError:
             self.sizer.too_slow()
-            await self._settle()
-            if len(items) == 1:
+            written = await self._settle(items)
+            if len(items) == 1 and not written.items:
                 raise
         except (StoreUnavailableError, StoreDeniedError):
             raise
         except StoreError as error:
-            await self._settle()
-            if len(items) == 1:
+            written = await self._settle(items)
+            if len(items) == 1 and not written.items:
                 log.warning("item_failed", job=job.name, id=str(items[0].id), error=str(error))
                 return Written(failed=1)
         else:
             self.sizer.fine()
             return written
-        written = Written()
-        for half in _halves(items):
+        changed = {comparable(item.id) for item in written.items}
+        for half in _halves([item for item in items if comparable(item.id) not in changed]):
             written.join(await self.write(job, half, plan))
         return written
 
@@ -226,11 +226,18 @@ class Batches:
             return entries
         return await self._keep.restorer.settle(entries)
 
-    async def _settle(self) -> None:
-        """Without transactions: finds out what a batch that broke has changed, before its parts are copied again."""
-        if not await self._keep.store.has_transactions():
-            pending = [entry async for entry in self._keep.archive.entries({"state": "pending", "job": self._run.job})]
-            await self._keep.restorer.settle(pending)
+    async def _settle(self, items: Sequence[Item]) -> Written:
+        """Without transactions: what a batch that broke has changed all the same, before the rest is copied again."""
+        if await self._keep.store.has_transactions():
+            return Written()
+        archive, run = self._keep.archive, self._run.id
+        pending = [entry async for entry in archive.entries({"state": "pending", "job": self._run.job})]
+        await self._keep.restorer.settle(pending)
+        await self._keep.journal.set_counts(run, await archive.counts(run))
+        ids = [item.id for item in items]
+        done = [entry async for entry in archive.entries({"run": run, "state": "done", "id": {"$in": ids}})]
+        changed = {comparable(entry["id"]) for entry in done}
+        return Written(entries=done, items=[item for item in items if comparable(item.id) in changed])
 
     # --- put back
 
@@ -243,10 +250,11 @@ class Batches:
         restored, conflicts = await self._keep.restorer.restore(entries, session)
         if hold and session is not None:
             await self._hold(restored, session)
-        await self._keep.journal.count(self._run.id, {"restored": len(restored)}, session)
         deleted = Counter(_namespace(entry) for entry in restored if entry["action"] == "deleted")
         for namespace, count in deleted.items():
             await self._keep.controls.count_deleted(namespace, -count, session)
+        # Last: without a transaction a batch that breaks is put back again in parts, and must not be counted twice.
+        await self._keep.journal.count(self._run.id, {"restored": len(restored)}, session)
         return restored, conflicts
 
     async def _hold(self, entries: Sequence[Document], session: Session | None) -> None:

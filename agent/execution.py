@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from collections.abc import Awaitable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import structlog
@@ -123,6 +124,9 @@ class Execution:
         self.proofs = await job.proofs(self._ports)
         for proof in self.proofs:
             baseline = await self._keep.controls.baseline(job.name, proof)
+            if baseline is not None and proof.deletes is not None and self._overlay is not None:
+                planned = len(self._overlay.deleted(proof.deletes))
+                baseline = replace(baseline, deleted_since=baseline.deleted_since + planned)
             try:
                 judge(proof, baseline, self._run.accept, job.name)
             except RefusedError:

@@ -44,9 +44,10 @@ class Marks:
     ) -> None:
         """Keeps every job off the documents, until then or until released."""
         values: Document = {"by": by, "reason": reason, "until": until}
-        update: Document = (
-            {"$set": {**values, "expires_at": until}} if until else {"$set": values, "$unset": {"expires_at": 1}}
-        )
+        update: Document | list[Document] = {"$set": values, "$unset": {"expires_at": 1}}
+        if until is not None:  # never shortens a hold without an end
+            held = {"$mergeObjects": ["$$ROOT", {"$literal": {**values, "expires_at": until}}]}
+            update = [{"$replaceWith": {"$cond": [{"$eq": ["$until", None]}, "$$ROOT", held]}}]
         await self._collection.upsert_each([({"_id": _hold(namespace, id)}, update) for id in ids], session=session)
 
     async def release(self, namespace: Namespace, id: Any) -> bool:

@@ -38,7 +38,7 @@ from agent.volume import Volume
 Schedule = Callable[[str], dt.datetime | None]
 Reload = Callable[[], Awaitable[Document]]
 HEX_OF_AN_OBJECT_ID = 24
-CONTINUED = {"interrupted", "failed", "timed_out"}
+CONTINUED = {"interrupted", "failed", "timed_out", "refused"}
 
 
 class Operations:
@@ -152,8 +152,9 @@ class Operations:
         Raises ``NotFoundError``, ``UsageError``, ``BusyError``.
         """
         records = await self._plans(plan)
+        left = [record for record in records if await self._applied_by(record["_id"]) is None]
         pass_id = new_id()
-        orders = [await self._apply_order(record, pass_id, requested_by) for record in records]
+        orders = [await self._apply_order(record, pass_id, requested_by) for record in left or records]
         return self._begin(orders, exclusive=True)
 
     async def _plans(self, id: str) -> list[Document]:
@@ -174,9 +175,9 @@ class Operations:
         expires = record["started_at"] + dt.timedelta(hours=24)
         if now >= expires:
             raise UsageError(f"the plan of {plan} is older than 24h: look again with a new dry run")
+        if applied := await self._applied_by(plan):
+            raise UsageError(f"the plan of {plan} was applied by run {applied}: a plan is applied once")
         earlier = await controls.plan_of(plan)
-        if earlier is not None and not await self._may_continue(earlier):
-            raise UsageError(f"the plan of {plan} was applied by run {earlier}: a plan is applied once")
         order = Order(
             job=job.name,
             kind=job.kind,
@@ -194,13 +195,16 @@ class Operations:
 
         return order, body
 
-    async def _may_continue(self, run: str) -> bool:
-        """Whether an earlier apply of a plan ended before its end."""
+    async def _applied_by(self, plan: str) -> str | None:
+        """The run that applied a plan, or is at it; one that did not come to its end may be continued."""
+        run = await self._keep.controls.plan_of(plan)
+        if run is None:
+            return None
         try:
             record = await self._keep.journal.get(run)
         except NotFoundError:
-            return True
-        return record["outcome"] in CONTINUED
+            return None
+        return None if record["outcome"] in CONTINUED else run
 
     async def restore(self, run_id: str, /, *, item: str | None = None, requested_by: str | None) -> Active:
         """Undoes what a run changed, or one document of it. Raises ``NotFoundError``, ``UsageError``, ``BusyError``."""
@@ -220,7 +224,7 @@ class Operations:
 
     async def _narrowing(self, run_id: str, text: str) -> Document:
         """The one entry of the run that is about the document of that id."""
-        narrowing: Document = {"id": {"$in": ids_of(text)}}
+        narrowing = _any_id("id", text)
         found = [entry async for entry in self._keep.archive.entries({"run": run_id, **narrowing}, limit=10)]
         return {"id": {"$eq": _the_one(text, [entry["id"] for entry in found], f"run {run_id}")}}
 
@@ -256,13 +260,17 @@ class Operations:
         """Ends a hold. Raises ``NotFoundError`` where there is none."""
         del requested_by, reason
         namespace = Namespace(database or self._database, collection)
-        released = [id for id in ids_of(id_text) if await self._keep.marks.release(namespace, id)]
-        if not released:
+        ids = ids_of(id_text)
+        held = await self._keep.marks.held(namespace, ids)
+        found = [id for id in ids if comparable(id) in held]
+        if not found:
             raise NotFoundError(f"{namespace} has no held document with the id {id_text}")
-        return _json({**namespace._asdict(), "id": released[0], "held": False})
+        id = _the_one(id_text, found, str(namespace))
+        await self._keep.marks.release(namespace, id)
+        return _json({**namespace._asdict(), "id": id, "held": False})
 
     async def _id(self, namespace: Namespace, text: str) -> Any:
-        found = await self._keep.store.collection(namespace).find_all({"_id": {"$in": ids_of(text)}}, ["_id"])
+        found = await self._keep.store.collection(namespace).find_all(_any_id("_id", text), ["_id"])
         return _the_one(text, [document["_id"] for document in found], str(namespace))
 
     async def pause(self, job: str | None, /, *, requested_by: str | None) -> Document:
@@ -452,6 +460,12 @@ def ids_of(text: str) -> list[Any]:
     if len(text) == HEX_OF_AN_OBJECT_ID and ObjectId.is_valid(text):
         ids.append(ObjectId(text))
     return [id for id in ids if id is not None and is_storable(id)]
+
+
+def _any_id(field: str, text: str) -> Document:
+    """The field holds one of the ids that the text may mean (a list of `$in` would take a pattern for a search)."""
+    ids = ids_of(text)
+    return {"$or": [{field: {"$eq": id}} for id in ids]} if ids else {field: {"$in": []}}
 
 
 def _the_one(text: str, found: Sequence[Any], where: str) -> Any:

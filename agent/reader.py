@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import AsyncIterator, Hashable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from agent.conditions import read
 from agent.store import CHUNK, Document, Key, Namespace, Store, comparable, encode
+
+T = TypeVar("T")
+
+KEYS_A_QUERY = 100  # alternatives of one query
 
 
 class Overlay:
@@ -157,12 +161,16 @@ class StoreReader:
                     yield document
 
     async def _leaving_keys(self, namespace: Namespace, fields: Sequence[str]) -> set[Hashable]:
-        """The keys of the documents whose deletion is planned; another document may still hold the same."""
-        leaving: set[Hashable] = set()
+        """The keys of the documents whose deletion is planned, but for those that another document holds too."""
+        leaving: dict[Hashable, Key] = {}
         for ids in _chunks(self._overlay.deleted(namespace) if self._overlay else []):
             async for document in self._store.collection(namespace).find({"_id": {"$in": ids}}, fields):
-                leaving.add(comparable(tuple(read(document, name) for name in fields)))
-        return leaving
+                key = tuple(read(document, name) for name in fields)
+                leaving[comparable(key)] = key
+        for keys in _chunks(list(leaving.values()), KEYS_A_QUERY):
+            for position in await self.existing(namespace, fields, keys):
+                del leaving[comparable(keys[position])]
+        return set(leaving)
 
     async def _covering(self, namespace: Namespace, filter: Document, fields: Sequence[str]) -> str | None:
         """The name of an index that holds all ``fields`` of all matches; the planner does not look for it."""
@@ -195,5 +203,5 @@ def _implies(filter: Document, partial: Document) -> bool:
     return bool(partial)
 
 
-def _chunks(ids: Sequence[Any]) -> list[list[Any]]:
-    return [list(ids[start : start + CHUNK]) for start in range(0, len(ids), CHUNK)]
+def _chunks(values: Sequence[T], size: int = CHUNK) -> list[list[T]]:
+    return [list(values[start : start + size]) for start in range(0, len(values), size)]

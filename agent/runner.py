@@ -36,6 +36,7 @@ from agent.store import Document, Session, time_limit, to_extended_json
 
 log = structlog.get_logger()
 
+POLL_SECONDS = 0.02  # between two looks at the runs that a shutdown waits for
 CLOSE_SECONDS = 10.0  # for the record of a run that ends; what fails is closed by the next run
 DRY_LEFT_AFTER = dt.timedelta(hours=24)  # a dry run that is still open then has no agent any more
 RESTORE_TIMEOUT = dt.timedelta(minutes=30)
@@ -363,10 +364,10 @@ class Runner:
         self._ending.set()
         for active in self._active.values():
             active.stop.set()
-        tasks = [active.task for active in self._active.values() if active.task is not None]
-        if not tasks:
-            return
-        _, late = await asyncio.wait(tasks, timeout=seconds)
+        until = asyncio.get_running_loop().time() + seconds
+        while self._busy and asyncio.get_running_loop().time() < until:  # noqa: ASYNC110 - runs end in many places
+            await asyncio.sleep(POLL_SECONDS)  # a run that is still being claimed has no task yet
+        late = [active.task for active in self._active.values() if active.task is not None]
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)

@@ -46,7 +46,8 @@ class Retry:
     """
 
     budget: dt.timedelta = dt.timedelta(seconds=30)  # an election takes about twelve seconds by default
-    attempt: dt.timedelta = dt.timedelta(seconds=10)  # a frozen server must not eat the whole budget
+    # A frozen server must not eat the whole budget; but the driver may look every ten seconds only for a new primary.
+    attempt: dt.timedelta = dt.timedelta(seconds=12)
     first: dt.timedelta = dt.timedelta(milliseconds=50)
     longest: dt.timedelta = dt.timedelta(seconds=2)
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep

@@ -225,9 +225,12 @@ function report(error) {
   else throw error;
 }
 
+let link = linked(); // the run that the address named when the page was opened
+
 async function openLinked() {
-  const run = linked();
-  if (run) await actions.open({ run });
+  const run = link;
+  link = null;
+  if (run && !state.sheet) await actions.open({ run });
 }
 
 // ------------------------------------------------------------------------------------------------------------- actions
