@@ -17,7 +17,7 @@ PYTEST_ARGS ?=
 TYPED = agent tests $(wildcard dashboards)
 YAML = $(wildcard .pre-commit-config.yaml .yamllint.yaml config)
 
-.PHONY: help demo run test check lint format bench lock clean
+.PHONY: help demo run test check lint format bench docs sbom lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,27 @@ format: $(VENV)/.dev ## Bring the code into its format, and mend what ruff can m
 # Benchmarks are files named bench_*.py, which `make test` does not collect.
 bench: $(VENV)/.dev
 	@$(BIN)/python -m pytest -s -o python_files='bench_*.py' tests/benchmarks $(PYTEST_ARGS)
+
+# The reference is the second half of its page: what follows the mark is made from the code.
+define reference
+from pathlib import Path
+from agent.jobs import KINDS
+from agent.settings import reference
+page, mark = Path("docs/configuration.md"), "a test holds the two together. -->\n"
+page.write_text(page.read_text().partition(mark)[0] + mark + "\n" + reference(KINDS))
+endef
+
+docs: export REFERENCE = $(reference)
+docs: $(VENV)/.dev ## Write the configuration reference anew, and build the documentation into build/site
+	@$(BIN)/python -c "$$REFERENCE"
+	@$(BIN)/python -m mkdocs build --strict --quiet
+	@echo 'build/site/index.html'
+
+sbom: $(VENV)/.dev ## Write what the image installs as a CycloneDX bill of materials: build/sbom.cdx.json
+	@mkdir -p build
+	@$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --mc-type application --output-reproducible \
+	  --output-format JSON --output-file build/sbom.cdx.json requirements.lock
+	@echo 'build/sbom.cdx.json'
 
 # All three describe one resolution: the large one is made first, the others may only choose from it.
 COMPILE = UV_NO_PROGRESS=1 $(BIN)/uv --quiet --no-config pip compile pyproject.toml --universal --python-version 3.11 \

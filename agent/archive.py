@@ -112,7 +112,8 @@ class Archive:
 
     async def entries(self, filter: Document, *, limit: int = 0) -> AsyncIterator[Document]:
         """Entries in the order of their making."""
-        async for entry in self._collection.find(filter, sort=[("_id", 1)], limit=limit, chunk=RESTORE_BATCH):
+        found = self._collection.find(filter, sort=[("_id", 1)], limit=limit, chunk=RESTORE_BATCH, large=True)
+        async for entry in found:
             yield entry
 
     async def size(self) -> int:

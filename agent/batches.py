@@ -9,6 +9,7 @@ is settled by the next run. There, only the lease's local deadline keeps a stale
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
@@ -188,7 +189,8 @@ class Batches:
             _any_of(change, items), hint="_id_", most_bytes=BATCH_BYTES, session=session
         )
         pairs = _paired(items, documents)
-        fitting = [(item, document) for item, document in pairs if len(document.raw) <= ENTRY_BYTES]
+        most = ENTRY_BYTES if change.set is None and self._keep.archive.enabled else math.inf
+        fitting = [(item, document) for item, document in pairs if len(document.raw) <= most]
         written.failed += len(pairs) - len(fitting)
         if not whole:
             seen = {comparable(item.id) for item, _ in pairs}
@@ -217,7 +219,7 @@ class Batches:
         done = {comparable(entry["id"]) for entry in entries}
         written.entries += entries
         written.items += [item for item in matched if comparable(item.id) in done]
-        written.bytes += sum(len(document.raw) for _, document in fitting)
+        written.bytes += sum(len(entry["before"]) for entry in entries)
 
     async def _confirm(self, entries: list[Document], count: int) -> list[Document]:
         """Without a transaction: which of the pending changes the server made."""

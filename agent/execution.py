@@ -15,7 +15,7 @@ from typing import TypeVar
 import structlog
 
 from agent.archive import RESTORE_BATCH
-from agent.batches import Batches, Keep
+from agent.batches import BATCH_BYTES, Batches, Keep
 from agent.errors import AgentError, InterruptedRunError, RefusedError, VolumeError
 from agent.guards import cap, judge, refuse_cap
 from agent.job import Action, Change, Item, Job, Ports, Proof, Run, action_of
@@ -299,15 +299,17 @@ class Execution:
     async def restore(self, run: str, narrowing: Document) -> None:
         """Puts back what a run changed (``narrowing``: one document of it), and holds it."""
         entries: list[Document] = []
+        size = 0
         async for entry in self._keep.archive.entries(
             {"run": run, "state": {"$in": ["done", "conflict"]}, **narrowing}
         ):
             self._report.population += 1
             entries.append(entry)
-            if len(entries) >= RESTORE_BATCH:
+            size += len(entry["before"])
+            if len(entries) >= RESTORE_BATCH or size >= BATCH_BYTES:
                 self._check()
                 await self._put_back(entries, hold=True)
-                entries = []
+                entries, size = [], 0
         self._check()
         await self._put_back(entries, hold=True)
         self._report.complete = True

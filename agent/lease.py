@@ -82,8 +82,10 @@ class Leases:
                 return None
             except StoreUnavailableError:
                 # MongoDB is away, or the open transaction of a holder that is frozen or dead is in the way until the
-                # server ends it: a read tells, which is not kept waiting.
-                await self._collection.find_one({"_id": job}, ["_id"])
+                # server ends it, or only the answer was lost: a read tells, which is not kept waiting.
+                found = await self._collection.find_one({"_id": job})
+                if found is not None and found.get("run") == values["run"]["$literal"]:
+                    return Lease(self._collection, found, self._ttl, asked)
             else:
                 return Lease(self._collection, taken, self._ttl, asked) if taken is not None else None
         return None

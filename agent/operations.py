@@ -196,7 +196,10 @@ class Operations:
         return order, body
 
     async def _applied_by(self, plan: str) -> str | None:
-        """The run that applied a plan, or is at it; one that did not come to its end may be continued."""
+        """The run that applied a plan; one that did not come to its end may be continued.
+
+        One that has not ended is at it, which its lease tells whoever asks for it, or its agent is dead.
+        """
         run = await self._keep.controls.plan_of(plan)
         if run is None:
             return None
@@ -204,7 +207,7 @@ class Operations:
             record = await self._keep.journal.get(run)
         except NotFoundError:
             return None
-        return None if record["outcome"] in CONTINUED else run
+        return None if record["outcome"] is None or record["outcome"] in CONTINUED else run
 
     async def restore(self, run_id: str, /, *, item: str | None = None, requested_by: str | None) -> Active:
         """Undoes what a run changed, or one document of it. Raises ``NotFoundError``, ``UsageError``, ``BusyError``."""

@@ -114,13 +114,12 @@ class StoreReader:
     ) -> AsyncIterator[tuple[Key, list[Any]]]:
         """The different values of ``fields`` of the matching documents, each with the ids of the documents."""
         touched = self._overlay.touched(namespace) if self._overlay else []
-        if touched:
-            filter = {"$and": [filter, {"_id": {"$nin": touched}}]}
+        untouched = {"$and": [filter, {"_id": {"$nin": touched}}]} if touched else filter
         group: Document = {
             "_id": {str(number): f"${name}" for number, name in enumerate(fields)},
             "ids": {"$push": "$_id"},
         }
-        found = self._store.collection(namespace).aggregate([{"$match": filter}, {"$group": group}])
+        found = self._store.collection(namespace).aggregate([{"$match": untouched}, {"$group": group}])
         async for document in found:
             yield tuple(document["_id"].get(str(number)) for number in range(len(fields))), document["ids"]
         async for document in self._planned(namespace, filter, ["_id", *fields]):
@@ -198,9 +197,13 @@ def _implies(filter: Document, partial: Document) -> bool:
         asked = [
             clause[field]["$in"] for clause in clauses if isinstance(clause.get(field), dict) and "$in" in clause[field]
         ]
-        if allowed is None or not any(set(values) <= set(allowed) for values in asked):
+        if allowed is None or not any(_set(values) <= _set(allowed) for values in asked):
             return False
     return bool(partial)
+
+
+def _set(values: Sequence[Any]) -> set[Hashable]:
+    return {comparable(value) for value in values}
 
 
 def _chunks(values: Sequence[T], size: int = CHUNK) -> list[list[T]]:

@@ -77,6 +77,7 @@ SERVER_SELECTION_SECONDS = 5.0  # how long a verb looks for a primary before it 
 CONNECT_SECONDS = 5.0
 CHUNK = 1000  # documents a network round trip: decoding a thousand holds the interpreter for about a millisecond
 RAW_CHUNK = 500  # whole documents a round trip; the server ends a round at 16 MiB anyway
+LARGE_CHUNK = 16  # documents that are decoded at a time where each may take 16 MiB
 TRANSACTION_PAUSE_SECONDS = 0.05  # first pause before a transaction is tried again; doubles, with full jitter
 TRANSACTION_PAUSE_MAX_SECONDS = 2.0
 CONFLICT_TRIES = 4  # tries of a transaction that conflicts before the caller is asked to make it smaller
@@ -317,7 +318,7 @@ class Collection:
             return collection
         return cls(_tuned(collection), Namespace(collection.database.name, collection.name))
 
-    async def find(
+    async def find(  # noqa: PLR0913 - the options of a query
         self,
         filter: Document,
         fields: Sequence[str] | None = None,
@@ -326,9 +327,13 @@ class Collection:
         limit: int = 0,
         hint: str | Sequence[tuple[str, int]] | None = None,
         chunk: int = CHUNK,
+        large: bool = False,
         session: Session | None = None,
     ) -> AsyncIterator[Document]:
-        """The documents that match, with only ``fields`` (``_id`` only if named), in chunks of one round trip."""
+        """The documents that match, with only ``fields`` (``_id`` only if named), in chunks of one round trip.
+
+        ``large`` says that each may take 16 MiB: then few are in memory at a time.
+        """
         cursor = self._raw.find(
             filter,
             _projection(fields),
@@ -339,13 +344,14 @@ class Collection:
             allow_disk_use=bool(sort) or None,
             session=session,
         )
+        most = LARGE_CHUNK if large else chunk
         try:
             while True:
                 with _our_errors():
-                    documents = await cursor.to_list(chunk)
+                    documents = await cursor.to_list(most)
                 for document in documents:
                     yield document
-                if len(documents) < chunk:
+                if len(documents) < most:
                     break
         finally:
             with contextlib.suppress(errors.PyMongoError):
@@ -370,20 +376,22 @@ class Collection:
     ) -> tuple[list[RawBSONDocument], bool]:
         """The matching documents byte for byte as the server holds them, and whether these are all.
 
-        Reading ends with the chunk in which ``most_bytes`` is reached.
+        Reading ends where ``most_bytes`` is reached, or a few documents later where they grow in size.
         """
         raw: AsyncIOMotorCollection[Any] = self._raw.with_options(codec_options=_RAW)
         documents: list[RawBSONDocument] = []
-        size = 0
+        size, chunk = 0, RAW_CHUNK if most_bytes is None else 1
         cursor = raw.find(filter, hint=hint, session=session, batch_size=RAW_CHUNK)
         try:
             while most_bytes is None or size < most_bytes:
                 with _our_errors():
-                    some = await cursor.to_list(RAW_CHUNK)
+                    some = await cursor.to_list(chunk)
                 documents += some
                 size += sum(len(document.raw) for document in some)
-                if len(some) < RAW_CHUNK:
+                if len(some) < chunk:
                     return documents, True
+                if most_bytes is not None:  # as many as fit if they are as large as those before
+                    chunk = max(min(2 * chunk, LARGE_CHUNK, (most_bytes - size) * len(documents) // size), 1)
             return documents, False
         finally:
             with contextlib.suppress(errors.PyMongoError):

@@ -59,14 +59,16 @@ def settings_of(
     told = {"mongodb": {"uri": database.uri, "database": database.name}, "jobs": dict(jobs), **(sections or {})}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "maintenance.yaml"
-        path.write_text(yaml.safe_dump(told), encoding="utf-8")
+        path.write_text(yaml.safe_dump(told, sort_keys=False), encoding="utf-8")
         return load(KINDS, path=path, environ={})
 
 
 def job_of(database: str = "app", **settings: Any) -> Job:
     """A single job as the configuration would make it."""
     kinds = {kind.model_fields["kind"].default: kind for kind in KINDS}
-    return kinds[settings["kind"]](name=settings.pop("name", "job"), database=database, limit=settings.pop("limit", None), **settings)
+    return kinds[settings["kind"]](
+        name=settings.pop("name", "job"), database=database, limit=settings.pop("limit", None), **settings
+    )
 
 
 class Bench:
@@ -154,7 +156,8 @@ class Bench:
 
     def record(self, run: str) -> Document | None:
         """The stored record of a run."""
-        return self.own("runs").find_one({"_id": run})
+        found: Document | None = self.own("runs").find_one({"_id": run})
+        return found
 
     def own(self, name: str) -> Any:
         """A collection of the agent."""
@@ -167,7 +170,8 @@ class Bench:
     def age_sightings(self, by: dt.timedelta) -> None:
         """Lets the sightings have been made that much earlier."""
         self.own("marks").update_many(
-            {"_id.type": "sighting"}, [{"$set": {"first_seen": {"$subtract": ["$first_seen", by // dt.timedelta(milliseconds=1)]}}}]
+            {"_id.type": "sighting"},
+            [{"$set": {"first_seen": {"$subtract": ["$first_seen", by // dt.timedelta(milliseconds=1)]}}}],
         )
 
     def picture(self) -> dict[str, list[bytes]]:
@@ -178,7 +182,8 @@ class Bench:
 def picture(db: Db) -> dict[str, list[bytes]]:
     """Every document of the application, byte for byte, in the order of their ids."""
     names = sorted(name for name in db.list_collection_names() if not name.startswith(PREFIX))
-    return {name: [bytes(one.raw) for one in db.get_collection(name, RAW).find(sort=[("_id", 1)])] for name in names}
+    raw: dict[str, Any] = {name: db.get_collection(name, RAW).find(sort=[("_id", 1)]) for name in names}
+    return {name: [bytes(one.raw) for one in found] for name, found in raw.items()}
 
 
 def insert_raw(db: Db, collection: str, *documents: bytes) -> None:
@@ -234,7 +239,7 @@ def unprivileged_threads(count: int = 2) -> Iterator[Executor]:
 # --- moments
 
 
-def meddled(  # noqa: C901 - one small method a moment
+def meddled(
     job: J,
     *,
     before_select: Hook | None = None,
@@ -283,6 +288,7 @@ __all__ = [
     "Bench",
     "Db",
     "Document",
+    "Volume",
     "encoded",
     "insert_raw",
     "job_of",
@@ -292,5 +298,4 @@ __all__ = [
     "server_now",
     "settings_of",
     "time_limit",
-    "Volume",
 ]

@@ -85,10 +85,10 @@ def _show_places(stage: Stage, port: int, to: Console) -> None:
     base = f"http://127.0.0.1:{port}"
     say(to, "\nThe agent serves. Look here:", style="bold")
     for name, place in (("page", f"{base}/"), ("metrics", f"{base}/metrics"), ("health", f"{base}/healthz?verbose")):
-        say(to, f"  {name:9}{place}")
-    say(to, f"  token    {stage.token}")
+        say(to, f"  {name:9}{place}", whole=True)
+    say(to, f"  token    {stage.token}", whole=True)
     say(to, "\nTry, in another terminal:")
-    say(to, f"  curl -H 'Authorization: Bearer {stage.token}' {base}/api/maintenance/status")
+    say(to, f"  curl -H 'Authorization: Bearer {stage.token}' {base}/api/maintenance/status", whole=True)
     say(to, "\nCtrl-C ends it and removes everything.\n")
 
 

@@ -85,7 +85,7 @@ def _show_history(page: Sequence[Json], following: str | None, to: Console) -> N
     rows = [_history_row(record) for record in page]
     to.print(table(["run", "job", "trigger", "outcome", "found", "changed"], rows, right=["found", "changed"]))
     if following:
-        say(to, f"older ones: --before {following}", style="dim")
+        say(to, f"older ones: --before {following}", style="dim", whole=True)
 
 
 def _history_row(record: Json) -> list[str | Text]:

@@ -179,6 +179,6 @@ def grid(rows: Iterable[Sequence[str | Text]]) -> Table:
     return made
 
 
-def say(console: Console, text: str = "", style: str = "") -> None:
-    """A line that is wrapped at words."""
-    console.print(Text(text, style=style), soft_wrap=console.width >= PIPE_COLUMNS)
+def say(console: Console, text: str = "", style: str = "", *, whole: bool = False) -> None:
+    """A line that is wrapped at words; ``whole`` is for what is copied: a command, an address."""
+    console.print(Text(text, style=style), soft_wrap=whole or console.width >= PIPE_COLUMNS)

@@ -200,7 +200,7 @@ def show(records: Sequence[Json], to: Console) -> None:
     for record in records:
         _show_sample(record, to)
     for line in _next_steps(records):
-        say(to, line, style="dim")
+        say(to, line, style="dim", whole=True)
 
 
 def _row(record: Json) -> list[str | Text]:

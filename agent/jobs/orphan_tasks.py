@@ -73,9 +73,7 @@ class OrphanTasks(TaskJob, Quarantined):
             refusal = f"{self.target_namespace} is missing or empty, so every task would be an orphan"
         elif ports.seen["foreign"] and ports.seen["foreign"] == ports.seen["active"]:
             pairs = ", ".join(f"{task} with {target}" for task, target in self.match.items())
-            refusal = (
-                f"no active task has values of the types in {self.target_namespace}; `match` compares {pairs}"
-            )
+            refusal = f"no active task has values of the types in {self.target_namespace}; `match` compares {pairs}"
         return [Proof("targets", measure=count, refusal=refusal, deletes=self.target_namespace)]
 
     async def select(self, ports: Ports, now: dt.datetime) -> AsyncIterator[Item]:

@@ -114,7 +114,7 @@ class Reader:
     def integer(self, path: str, value: object, least: int | None = None) -> int:
         """A value that has to be an integer."""
         if value is MISSING:
-            raise self.malformed(path, "is missing")
+            raise self.malformed(path, "is missing; Ledger.blank and Ledger.adopt make it")
         if not is_integer(value):
             raise self.malformed(path, f"is {shown(value)}, not an integer; Ledger.adopt converts quantities")
         if least is not None and value < least:
@@ -124,7 +124,7 @@ class Reader:
     def object(self, path: str, value: object) -> Document:
         """A value that has to be an embedded document."""
         if value is MISSING:
-            raise self.malformed(path, "is missing")
+            raise self.malformed(path, "is missing; Ledger.blank and Ledger.adopt make it")
         if not isinstance(value, dict):
             raise self.malformed(path, f"is {shown(value)}, not an object")
         return value

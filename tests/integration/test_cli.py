@@ -265,6 +265,25 @@ def test_what_does_not_exist_is_named_with_2(world: World, words: list[str], sen
     assert sentence in done.sentences[0]
 
 
+def test_an_audit_reports_with_3_and_repairs_only_when_it_is_asked_to(world: World) -> None:
+    amounts = {"cpu": 2000, "memory": 2**30, "storage": 0}
+    provider = {"_id": "p1", "capacity": {"cpu": 8000, "memory": 2**34, "storage": 2**34}, "version": 1}
+    world.db.providers.insert_one({**provider, "allocated": {"cpu": 0, "memory": 0, "storage": 0}, "bookings": {}})
+    world.db.databases.insert_one({"_id": "d1", "provider_id": "p1", "status": "active", "resources": amounts})
+    audit = {"kind": "allocation_audit", "enabled": False}
+    patient = world.configured(jobs={"allocations": audit})
+    found = patient("audit", "--json")
+    assert (found.code, found.runs["allocations"]["dry_run"]) == (3, True)
+    assert found.runs["allocations"]["found"] == {"drift": 1}
+    once = patient("audit", "--repair", "--json")
+    assert (once.code, once.runs["allocations"]["held"]) == (3, {"quarantine": 1}), "a single reading repairs nothing"
+    quick = world.configured(jobs={"allocations": {**audit, "confirm": "0s"}})
+    repaired = quick("audit", "--repair", "--json")
+    assert (repaired.code, repaired.runs["allocations"]["changed"]) == (0, {"repaired": 1})
+    assert (world.db.providers.find_one() or {})["allocated"] == amounts
+    assert quick("audit").code == 0
+
+
 # -------------------------------------------------------------------------------------------------------------- looking
 
 

@@ -5,10 +5,9 @@ A world is a configured job and the data that it works on: some of it to be chan
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import inspect
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -102,7 +101,9 @@ class OrphanRecordsWorld(World):
             )
             if number >= COUNT:
                 (self.root / f"generated/apps/m/app{number}").mkdir(parents=True)
-        self.db[self.collection].insert_one({"_id": "young", "model_slug": "m", "app_number": 99, "created_at": self.now})
+        self.db[self.collection].insert_one(
+            {"_id": "young", "model_slug": "m", "app_number": 99, "created_at": self.now}
+        )
         return {f"r{number}" for number in range(COUNT)}
 
     def alter(self, id: Any) -> None:
@@ -141,7 +142,9 @@ class OrphanTasksWorld(TaskWorld):
     action, what, status = "cancelled", "orphan", "CANCELLED"
 
     def fill(self) -> set[Any]:
-        self.db["generated_applications"].insert_many([{"model_slug": "there", "app_number": number} for number in range(3)])
+        self.db["generated_applications"].insert_many(
+            [{"model_slug": "there", "app_number": number} for number in range(3)]
+        )
         self.db[self.collection].insert_many(
             [self.task(number, "PENDING", DAY, target_model="gone") for number in range(COUNT)]
             + [self.task(f"fine{number}", "RUNNING", DAY) for number in range(COUNT)]
@@ -335,11 +338,11 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def world(kind: str, db: Db, root: Path) -> Iterator[World]:
+def world(kind: str, db: Db, root: Path) -> World:
     """Its world, still empty."""
     if kind not in WORLDS:
         pytest.fail(f"{kind} has no world: write a class under 'worlds'")
-    yield WORLDS[kind](db, root)
+    return WORLDS[kind](db, root)
 
 
 @asynccontextmanager
@@ -447,10 +450,10 @@ async def test_a_document_that_is_altered_between_the_look_and_the_write_is_left
 
 @servers.both_topologies
 @pytest.mark.parametrize("kind", SHARED, indirect=True)
-@pytest.mark.parametrize("limit", [{"items": COUNT - 1}, {"fraction": 0.01, "floor": COUNT - 1}], ids=["items", "fraction"])
-async def test_a_limit_refuses_before_the_first_change(
-    database: Database, world: World, limit: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize(
+    "limit", [{"items": COUNT - 1}, {"fraction": 0.01, "floor": COUNT - 1}], ids=["items", "fraction"]
+)
+async def test_a_limit_refuses_before_the_first_change(database: Database, world: World, limit: dict[str, Any]) -> None:
     """The first few of an unexpected set are not changed; consent is by name; a kind may truncate instead."""
     expected = world.fill()
     async with entered(database, world, limit={"fraction": 1, **limit}, batch=1) as bench:
@@ -587,9 +590,3 @@ async def test_explain_says_of_each_document_what_the_run_then_does(database: Da
                 assert (said["found"], said["action"]) == (None, None)
                 assert all(any(not one["holds"] for one in action["conditions"]) for action in said["actions"])
             assert [proof["refusal"] for proof in said["proofs"]] == [None] * len(said["proofs"])
-
-
-def test_waiting_is_part_of_no_contract() -> None:
-    """Hooks may be coroutines or not: what the suite hands to the jobs is called either way."""
-    assert asyncio.iscoroutinefunction(meddled(job_of(kind="retention")).still)
-    assert Awaitable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from bson import Binary, Code, Decimal128, Int64, MaxKey, MinKey, ObjectId, Regex, Timestamp
@@ -125,9 +125,7 @@ async def test_a_target_that_holds_a_list_is_met_by_its_entries(database: Databa
     assert found == {"other": "cancelled", "part": "cancelled"}
 
 
-async def test_a_task_that_holds_a_list_is_never_an_orphan_where_targets_hold_none(
-    database: Database, db: Db
-) -> None:
+async def test_a_task_that_holds_a_list_is_never_an_orphan_where_targets_hold_none(database: Database, db: Db) -> None:
     """It is malformed, also where each entry is a target."""
     found = await selected(database, db, ["a", "b"], {"list": ["a"], "empty": [], "fine": "a", "orphan": "c"})
     assert found == {"list": "malformed", "empty": "malformed", "orphan": "cancelled"}
@@ -156,7 +154,9 @@ async def test_a_value_of_a_type_that_no_target_has_is_malformed(database: Datab
 async def test_each_field_of_the_match_has_its_own_types(database: Database, db: Db) -> None:
     """One field of a foreign type is enough."""
     old = server_now(db) - DAY
-    db["generated_applications"].insert_many([{"model_slug": "a", "app_number": 1}, {"model_slug": "b", "app_number": 2}])
+    db["generated_applications"].insert_many(
+        [{"model_slug": "a", "app_number": 1}, {"model_slug": "b", "app_number": 2}]
+    )
     cases: dict[str, tuple[Any, Any]] = {
         "there": ("a", 1.0),
         "crossed": ("a", 2),
@@ -266,7 +266,7 @@ async def test_targets_that_vanish_while_they_are_looked_at_refuse_the_run(datab
 
     async with opened(database, db, tasks(**ONE)) as bench:
         for moment in ("before_select", "after_select"):
-            bench.use(meddled(bench.jobs["tasks"], **{moment: vanish}))
+            bench.use(meddled(bench.jobs["tasks"], **cast("Any", {moment: vanish})))
             ran = await bench.run("tasks")
             assert (ran["outcome"], ran["found"], ran["changed"]) == ("refused", {}, {})
             db["targets"].insert_many([{"key": number} for number in range(5)])
@@ -409,9 +409,7 @@ async def test_a_job_may_work_in_another_database_than_the_agents_own(database: 
         db.client.drop_database(other.name)
 
 
-async def test_targets_may_be_named_by_their_id_and_statuses_be_of_another_platform(
-    database: Database, db: Db
-) -> None:
+async def test_targets_may_be_named_by_their_id_and_statuses_be_of_another_platform(database: Database, db: Db) -> None:
     """The built-in job for operations without a database."""
     old = server_now(db) - DAY
     there, gone = ObjectId(), ObjectId()
@@ -482,7 +480,9 @@ async def test_two_instances_of_the_kind_work_on_their_own_collections(database:
         db[f"{name}_targets"].insert_many([{"key": key} for key in "abc"])
         db[f"{name}_tasks"].insert_many([{"_id": key, **task(key, old)} for key in "abcd"])
     jobs = {
-        name: tasks(collection=f"{name}_tasks", targets=f"{name}_targets", match={"target": "key"}, message=name)["tasks"]
+        name: tasks(collection=f"{name}_tasks", targets=f"{name}_targets", match={"target": "key"}, message=name)[
+            "tasks"
+        ]
         for name in ("first", "second")
     }
     async with opened(database, db, jobs) as bench:

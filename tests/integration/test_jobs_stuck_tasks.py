@@ -79,7 +79,14 @@ async def test_each_of_the_two_limits_is_its_own(database: Database, db: Db) -> 
 async def test_limits_may_differ_by_type_and_a_type_may_be_left_alone(database: Database, db: Db) -> None:
     """What a type does not say is as for all; a task without a type is like any other."""
     limits = {"long": {"timeout": "5h"}, "quick": {"timeout": "1m", "pending_timeout": "2m"}}
-    kinds: dict[str, Any] = {"long": "long", "quick": "quick", "other": "other", "none": None, "number": 7, "pet": "pet"}
+    kinds: dict[str, Any] = {
+        "long": "long",
+        "quick": "quick",
+        "other": "other",
+        "none": None,
+        "number": 7,
+        "pet": "pet",
+    }
     tasks: dict[str, Document] = {}
     for name, kind in kinds.items():
         for status in ("RUNNING", "PENDING"):
@@ -135,7 +142,7 @@ async def test_a_sign_of_life_that_is_no_date_is_reported_and_never_acted_on(dat
         "pending_without": {"status": "PENDING"},
         "pending_null": {"status": "PENDING", "created_at": None, "started_at": old},
     }
-    fine = {
+    fine: dict[str, dict[str, Any]] = {
         "odd_but_fresh_before": {"status": "RUNNING", "beat": NOON, "started_at": "x", "created_at": "y"},
         "odd_but_finished": {"status": "COMPLETED", "created_at": "x"},
     }
@@ -168,7 +175,12 @@ async def test_statuses_may_be_lists_and_fields_dotted_paths(database: Database,
     ]
     db["jobs"].insert_many(tasks)
     maps = {
-        "statuses": {"pending": "new", "running": ["busy", "working"], "failed": ["broken", "dead"], "cancelled": "off"},
+        "statuses": {
+            "pending": "new",
+            "running": ["busy", "working"],
+            "failed": ["broken", "dead"],
+            "cancelled": "off",
+        },
         "fields": {
             "status": "state.is",
             "created_at": "times.made",

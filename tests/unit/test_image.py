@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -40,7 +41,7 @@ def compose() -> dict[str, Any]:
 
 
 def test_hadolint_has_nothing_to_say() -> None:
-    hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin")
+    hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if hadolint is None:
         pytest.skip("hadolint is not installed")
     done = subprocess.run(
@@ -138,7 +139,9 @@ def test_the_agent_in_compose_is_configured_and_confined(compose: dict[str, Any]
 
 def test_prometheus_in_compose_finds_the_agent_and_the_rules(compose: dict[str, Any]) -> None:
     config = yaml.safe_load((COMPOSE / "prometheus.yaml").read_text())
-    targets = [target for one in config["scrape_configs"] for static in one["static_configs"] for target in static["targets"]]
+    targets = [
+        target for one in config["scrape_configs"] for static in one["static_configs"] for target in static["targets"]
+    ]
     assert targets == [f"{name}:9190" for name in compose["services"] if name == "agent"]
     rules = [REPOSITORY / "config" / "prometheus" / Path(name).name for name in config["rule_files"]]
     assert all(path.is_file() for path in rules)

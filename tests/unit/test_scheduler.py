@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -82,7 +82,9 @@ def test_of_very_many_slots_the_last_are_told() -> None:
     assert past[-1] == START
 
 
-@pytest.mark.parametrize("schedule, interval", [("15m", 15 * MINUTE), ("0 * * * *", HOUR), ("0 3 * * 0", 7 * 24 * HOUR)])
+@pytest.mark.parametrize(
+    "schedule, interval", [("15m", 15 * MINUTE), ("0 * * * *", HOUR), ("0 3 * * 0", 7 * 24 * HOUR)]
+)
 def test_the_interval_is_the_time_between_two_slots(schedule: str, interval: dt.timedelta) -> None:
     """For alerts on runs that stay away."""
     assert timetable(a=schedule).interval("a", START) == interval
@@ -141,7 +143,7 @@ def test_after_a_stall_the_latest_slot_runs_and_the_earlier_ones_are_told() -> N
     table = timetable(a="1h", b="0 * * * *", c="1d")
     due, earlier = table.due(at("2026-03-01 16:20"))
     assert due == dict.fromkeys("ab", at("2026-03-01 16:00"))
-    assert earlier == dict.fromkeys("ab", [at("2026-03-01 13:00"), at("2026-03-01 14:00"), at("2026-03-01 15:00")])
+    assert earlier == {name: [at("2026-03-01 13:00"), at("2026-03-01 14:00"), at("2026-03-01 15:00")] for name in "ab"}
     assert table.due(at("2026-03-01 16:20")) == ({}, {})
 
 
@@ -204,7 +206,9 @@ class Recorder:
         self.passes: list[dict[str, dt.datetime]] = []
         self.missed: list[tuple[str, list[dt.datetime]]] = []
         self.during: list[dt.timedelta] = []
-        self.scheduler = Scheduler(timetable(**schedules), self.start_pass, self.count_missed, now=lambda: self.now)
+        self.scheduler = Scheduler(
+            timetable(**cast("Any", schedules)), self.start_pass, self.count_missed, now=lambda: self.now
+        )
 
     async def start_pass(self, due: Mapping[str, dt.datetime]) -> None:
         self.passes.append(dict(due))
@@ -254,7 +258,7 @@ async def test_the_clock_is_armed_for_the_next_start_and_again_after_a_reload() 
         assert clock.get_job("pass") is None or clock.get_job("pass").next_run_time is None
     finally:
         recorder.scheduler.stop()
-    assert not recorder.scheduler.running
+    assert [recorder.scheduler.running] == [False]
     recorder.scheduler.stop()
 
 

@@ -49,7 +49,8 @@ def test_ids_of_every_type_and_all_evidence_survive() -> None:
     """What comes out is what went in, byte for byte."""
     ids = [ObjectId(), "text", 1, Int64(1), 1.5, Decimal128("1.0"), Binary(b"a", 128), Timestamp(1, 2), True, NOON]
     items = [
-        Item(id, "drift", "repaired", "why", {"at": {"$eq": Regex("a")}}, NOON, {"a.b": {"c": 1}}, "identity") for id in ids
+        Item(id, "drift", "repaired", "why", {"at": {"$eq": Regex("a")}}, NOON, {"a.b": {"c": 1}}, "identity")
+        for id in ids
     ]
     items += [Item({"b": 1, "a": 2}, "stuck", None, "", {}, None)]
     found = [item for batch in _spool(items * 200).batches(100) for item in batch]

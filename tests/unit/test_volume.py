@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -348,7 +348,7 @@ async def test_an_error_while_a_directory_is_listed_is_one_too(
         def __init__(self, path: Any) -> None:
             self.path = path
 
-        def __enter__(self) -> Broken:
+        def __enter__(self) -> Self:
             return self
 
         def __exit__(self, *_: object) -> None:

@@ -3,7 +3,7 @@
 import { $, button, chip, h, svg, update } from "./dom.js";
 import { countdown, figure, outcomeChip, time } from "./parts.js";
 import { jobs, state } from "./state.js";
-import { does, ended, lasted, outcome, plural, refusal, schedule } from "./words.js";
+import { does, ended, lasted, outcome, plural, refusal, schedule, visible } from "./words.js";
 
 export const SPARKS = 20; // runs in a sparkline
 
@@ -42,7 +42,7 @@ function card(job, allPaused) {
     lastLine(running, last),
     h("dl", { class: "figures" }, figure("Found", last?.found), figure("Held", last?.held), figure("Changed", last?.changed)),
     last && refusal(last, job) ? shortRefusal(last, job) : null,
-    last?.outcome !== "refused" && last?.reason && !last?.would_refuse ? h("p", { class: "reason" }, h("bdi", null, last.reason)) : null,
+    last?.outcome !== "refused" && last?.reason && !last?.would_refuse ? h("p", { class: "reason" }, h("bdi", null, visible(last.reason))) : null,
     h("div", { class: "beat" }, sparkline(job.name), h("p", { class: "next" }, nextRun(job, allPaused))),
     h("footer", { class: "actions" }, cardButtons(job, allPaused)),
   );
@@ -82,7 +82,7 @@ function shortRefusal(run, job) {
     "div",
     { class: "callout warn short" },
     h("p", null, h("strong", null, said.wouldRefuse ? "Would be refused: " : "Refused: "), `${said.title}.`),
-    h("p", null, h("bdi", null, said.saw)),
+    h("p", null, h("bdi", null, visible(said.saw))),
     button("What you can do", "open", { run: run._id }, { kind: "link", name: `What you can do: ${run.job}` }),
   );
 }

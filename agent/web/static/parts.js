@@ -2,7 +2,7 @@
 
 import { button, chip, h } from "./dom.js";
 import { now } from "./state.js";
-import { ago, count, counted, local, outcome, refusal, sum, until, utc } from "./words.js";
+import { ago, count, counted, local, outcome, refusal, sum, until, utc, visible } from "./words.js";
 
 /** An instant in local time, with UTC at hand. */
 export function time(text, { relative = false } = {}) {
@@ -56,7 +56,7 @@ export function refusalNote(run, job, { consent = true, level = "h4" } = {}) {
     "div",
     { class: "callout warn" },
     h(level, null, said.wouldRefuse ? `As a run this would be refused: ${said.title}` : `Refused: ${said.title}`),
-    h("p", { class: "saw" }, h("span", { class: "label" }, "What the guard saw: "), h("bdi", null, said.saw)),
+    h("p", { class: "saw" }, h("span", { class: "label" }, "What the guard saw: "), h("bdi", null, visible(said.saw))),
     h("p", null, said.why),
     said.help.length
       ? [h("p", { class: "label" }, "What you can do:"), h("ul", null, said.help.map((one) => h("li", null, withCode(one))))]

@@ -5,7 +5,7 @@ import { $, button, chip, h, update } from "./dom.js";
 import { announce, tell } from "./notices.js";
 import { figure, outcomeChip, refusalNote, time } from "./parts.js";
 import { changed, jobOf, state } from "./state.js";
-import { count, counted, ended, lasted, outcome, planned, plural, restorable, shownId, sum, triggered } from "./words.js";
+import { count, counted, ended, lasted, outcome, planned, plural, restorable, shownId, sum, triggered, visible } from "./words.js";
 
 const PAGE = 50; // items that are loaded at a time
 const FOLLOW_SECONDS = 1; // between two looks at a run that is under way
@@ -196,7 +196,7 @@ function heldNote(run) {
 function plainReason(run) {
   if (!run.reason || run.outcome === "refused" || run.would_refuse) return null;
   const look = run.outcome === "succeeded" || run.outcome === "skipped" ? "info" : "bad";
-  return h("p", { class: `callout ${look}` }, h("bdi", null, run.reason));
+  return h("p", { class: `callout ${look}` }, h("bdi", null, visible(run.reason)));
 }
 
 function facts(run, sheet, several) {
@@ -241,7 +241,7 @@ function itemTable(run, { list, next, loading }) {
   return [
     h(
       "table",
-      { class: "grid items", role: "table", "aria-label": run.dry_run ? `The plan of ${run.job}` : `What ${run.job} changed` },
+      { class: run.dry_run ? "grid items plan" : "grid items", role: "table", "aria-label": run.dry_run ? `The plan of ${run.job}` : `What ${run.job} changed` },
       h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, ["Document", "Action", "Reason", run.dry_run ? "Held by" : "State", "Actions"].map((title) => h("th", { scope: "col", role: "columnheader" }, title)))),
       h("tbody", { role: "rowgroup" }, list.map((item) => itemRow(run, item))),
     ),
@@ -261,7 +261,7 @@ function itemRow(run, item) {
     { role: "row", "data-key": item._id },
     cell("Document", document_(item.id, `${item.database}.${item.collection}`)),
     cell("Action", chip(run.dry_run ? `${planWord(item.action)}` : item.action ?? "–", "plain")),
-    cell("Reason", h("bdi", null, item.reason ?? "")),
+    cell("Reason", h("bdi", null, visible(item.reason ?? ""))),
     cell(run.dry_run ? "Held by" : "State", stateOf(run, item)),
     h("td", { role: "cell", class: "actions", "data-label": "" }, itemButtons(run, item)),
   );
@@ -315,14 +315,14 @@ function reportedTable(run, list) {
     h("p", { class: "faint" }, restore ? `The first ${plural(list.length, "document")} of this restore.` : `These were found and are never changed: the first ${plural(list.length, "of them", "of them")}.`),
     h(
       "table",
-      { class: "grid items", role: "table", "aria-label": restore ? "Restored documents" : "Reported documents" },
-      h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, ["Document", "Result", "Reason"].slice(0, 3).map((title) => h("th", { scope: "col", role: "columnheader" }, title)))),
+      { class: "grid items told", role: "table", "aria-label": restore ? "Restored documents" : "Reported documents" },
+      h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, ["Document", "Result", "Reason"].map((title) => h("th", { scope: "col", role: "columnheader" }, title)))),
       h("tbody", { role: "rowgroup" }, list.map((item) => h(
         "tr",
         { role: "row" },
         h("td", { role: "cell", "data-label": "Document" }, document_(item.id, run.job)),
         h("td", { role: "cell", "data-label": "Result" }, restore ? chip(item.action ?? "conflict", item.action ? "good" : "warn") : chip("reported", "plain")),
-        h("td", { role: "cell", "data-label": "Reason" }, h("bdi", null, item.reason)),
+        h("td", { role: "cell", "data-label": "Reason" }, h("bdi", null, visible(item.reason ?? ""))),
       ))),
     ),
   ];

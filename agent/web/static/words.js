@@ -213,9 +213,17 @@ export function schedule(job) {
 
 // ---------------------------------------------------------------------------------------------------------- documents
 
+// Controls, and marks that are not seen but turn or join what is around them.
+const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
+
+/** A text of somebody's with everything in it to be seen, so that it looks like nothing that it is not. */
+export function visible(text) {
+  return text.replace(UNSEEN, (mark) => `\\u${mark.charCodeAt(0).toString(16).padStart(4, "0")}`);
+}
+
 /** An `_id` as a person writes it: an ObjectId's digits, a text as it is, anything else as Extended JSON. */
 export function shownId(id) {
-  if (typeof id === "string") return id;
+  if (typeof id === "string") return visible(id);
   if (id && typeof id === "object" && typeof id.$oid === "string") return id.$oid;
-  return JSON.stringify(id);
+  return visible(JSON.stringify(id));
 }
