@@ -191,7 +191,7 @@ async def test_a_match_between_different_types_refuses_the_run(database: Databas
         for dry_run in (True, False):
             ran = await bench.run("tasks", dry_run=dry_run)
             assert (ran["outcome"], ran["found"], ran["changed"], ran["sample"]) == ("refused", {}, {}, [])
-            assert ran["reason"].startswith("targets: no active task has a target value of a type that")
+            assert ran["reason"].startswith("targets: no active task has values of the types in")
             assert "target with key" in ran["reason"]
         assert picture(db) == before
         accepted = await bench.run("tasks", accept=frozenset({"targets"}))

@@ -261,6 +261,7 @@ async def test_a_dry_pass_says_what_the_real_pass_then_does(
     came_back=st.sets(st.integers(0, 9), max_size=2),
 )
 async def test_holds_and_quarantine_hold_in_dry_and_real_passes_alike(
+    *,
     patient: Bench,
     db: Db,
     root: Path,
