@@ -17,7 +17,7 @@ PYTEST_ARGS ?=
 TYPED = agent tests $(wildcard dashboards)
 YAML = $(wildcard .pre-commit-config.yaml .yamllint.yaml config)
 
-.PHONY: help demo run test check lint format bench docs sbom lock clean
+.PHONY: help demo run test faults check lint format bench docs sbom lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ run: $(VENV)/.demo ## Run the agent with CONFIG (default: config/maintenance.yam
 
 test: $(VENV)/.dev ## Run the tests against real servers (PYTEST_ARGS="tests/unit -k word", WORKERS=1)
 	@$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+faults: $(VENV)/.dev ## Run the fault tests in full (hours on two cores); make test runs them at a reduced size
+	@FAULTS_SCALE=1 $(BIN)/python -m pytest -s -o faulthandler_timeout=0 tests/faults $(PYTEST_ARGS)
 
 check: lint test ## What CI runs: lint, then test
 
