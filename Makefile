@@ -17,13 +17,16 @@ PYTEST_ARGS ?=
 TYPED = agent tests $(wildcard dashboards)
 YAML = $(wildcard .pre-commit-config.yaml .yamllint.yaml config)
 
-.PHONY: help demo run test faults check lint format bench docs sbom lock clean
+.PHONY: help demo stack run test faults check lint format bench docs sbom lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## Replay the incident on a private mongod and watch the agent clear it (ONCE=1: one pass, a report, exit)
 	@$(BIN)/maintenance-agent demo $(if $(ONCE),--once)
+
+stack: $(VENV)/.demo ## The incident, the agent, and a real Prometheus and Alertmanager (Debian's) with the shipped alerts
+	@$(BIN)/python -m agent.demo.stack
 
 run: $(VENV)/.demo ## Run the agent with CONFIG (default: config/maintenance.yaml)
 	@$(BIN)/maintenance-agent --config $(CONFIG) serve

@@ -386,13 +386,22 @@ class Service:
             raise
         fixed = [name for name in FIXED if getattr(settings, name) != getattr(self.settings, name)]
         self.settings = settings.model_copy(update={name: getattr(self.settings, name) for name in FIXED})
+        self.agent.settings = self.settings
         self.agent.metrics.set_jobs(settings.jobs)
         self.agent.operations.use(settings.jobs)
-        self.scheduler.use(settings.jobs)
+        self.scheduler.use(settings.jobs, jitter=settings.schedule.jitter)
+        self._begin(self._prepare_again())
         self.agent.metrics.config_reloaded(ok=True, at=now)
         await self._refresh()
         log.info("configuration_reloaded", jobs=list(settings.jobs), needs_restart=fixed)
         return {"reloaded": True, "jobs": list(settings.jobs), "needs_restart": fixed, "warnings": settings.warnings}
+
+    async def _prepare_again(self) -> None:
+        """The indexes that new jobs want; a slow run is better than none."""
+        try:
+            await self.agent.prepare()
+        except StoreError as error:
+            log.warning("indexes_not_prepared", error=str(error))
 
     async def reload_on_signal(self) -> None:
         """What SIGHUP asks for: a bad file is only a line in the log and a metric."""

@@ -37,6 +37,7 @@ from agent.store import Document, Session, time_limit, to_extended_json
 log = structlog.get_logger()
 
 POLL_SECONDS = 0.02  # between two looks at the runs that a shutdown waits for
+LATE_SECONDS = 60.0  # how long after its time the batch in hand, and what belongs to it, may take
 CLOSE_SECONDS = 10.0  # for the record of a run that ends; what fails is closed by the next run
 DRY_LEFT_AFTER = dt.timedelta(hours=24)  # a dry run that is still open then has no agent any more
 RESTORE_TIMEOUT = dt.timedelta(minutes=30)
@@ -261,12 +262,14 @@ class Runner:
         """Does the work, and names how it ended."""
         run = active.run
         try:
-            if lease is None:
-                await body(execution)
-            else:
-                self._observer.lease(run.job, held=True)
-                async with lease.renewing():
+            # What has no limit of its own must not hang with the server: an end that is late is an end.
+            with time_limit(active.deadline - asyncio.get_running_loop().time() + LATE_SECONDS):
+                if lease is None:
                     await body(execution)
+                else:
+                    self._observer.lease(run.job, held=True)
+                    async with lease.renewing():
+                        await body(execution)
         except RefusedError as error:
             active.guard, run.reason = cast("Guard", error.guard), f"{error.guard}: {error}"
             return "refused"

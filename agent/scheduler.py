@@ -83,7 +83,7 @@ class Timetable:
         self, jobs: Mapping[str, Job], *, jitter: dt.timedelta, since: dt.datetime, seed: str | None = None
     ) -> None:
         """``since`` is the instant from which slots count; ``seed`` makes the jitter repeatable."""
-        self._jitter = jitter.total_seconds()
+        self.jitter = jitter
         self._seed = seed if seed is not None else secrets.token_hex(8)
         self._slots: dict[str, Slots] = {}
         self._last: dict[str, dt.datetime] = {}
@@ -102,7 +102,7 @@ class Timetable:
         """The slot with its jitter, which is drawn once a slot for all jobs together."""
         if slot >= NEVER:
             return NEVER
-        drawn = random.Random(f"{self._seed}{slot.timestamp()}").uniform(0, self._jitter)  # noqa: S311 - spreads load
+        drawn = random.Random(f"{self._seed}{slot.timestamp()}").uniform(0, self.jitter.total_seconds())  # noqa: S311 - spreads load
         return slot + dt.timedelta(seconds=drawn)
 
     def next_start(self, job: str) -> dt.datetime | None:
@@ -120,7 +120,7 @@ class Timetable:
 
     def _first_start(self, slots: Slots, after: dt.datetime) -> dt.datetime:
         """The first start of a job that is later than ``after``; the jitter may have put an earlier slot there."""
-        slot = slots.after(after - dt.timedelta(seconds=self._jitter))
+        slot = slots.after(after - self.jitter)
         while slot < NEVER and self.starts(slot) <= after:
             slot = slots.after(slot)
         return self.starts(slot)
@@ -173,8 +173,9 @@ class Scheduler:
         self._arm()
         self.running = True
 
-    def use(self, jobs: Mapping[str, Job]) -> None:
+    def use(self, jobs: Mapping[str, Job], *, jitter: dt.timedelta) -> None:
         """Takes the jobs of a configuration that was loaded again."""
+        self.timetable.jitter = jitter
         self.timetable.use(jobs, self._now())
         if self.running:
             self._arm()

@@ -164,12 +164,13 @@ def _refused(made: Board) -> list[Panel]:
             bars(),
             About(
                 "Refusals",
-                "Runs that a guard refused, by job and guard: nothing was changed, and somebody has to look.",
+                "Runs that a guard refused: nothing was changed, and somebody has to look. Empty: there were none.",
                 "short",
                 8,
             ),
             Query(
-                "sum by (namespace, job_name, guard) (increase(maintenance_refusals_total{WHERE}[$__rate_interval]))",
+                "sum by (namespace, job_name, guard)"
+                " (increase(maintenance_refusals_total{WHERE}[$__rate_interval])) > 0",
                 f"{EACH} {{{{guard}}}}",
             ),
         ),
@@ -191,7 +192,7 @@ def _waiting(made: Board) -> list[Panel]:
             lines(fill=10),
             About(
                 "Found by the last run",
-                "Items that the last run of each job found, those that it held included.",
+                "Items that the last run of each job found: those that it then changed, and those that it held.",
                 "short",
                 8,
             ),
@@ -200,7 +201,7 @@ def _waiting(made: Board) -> list[Panel]:
         made.panel(
             lines(),
             About("Held", "Items that the last run left alone: in quarantine, or held by somebody.", "short", 8),
-            Query(f"sum by (namespace, job_name, reason) ({held})", f"{EACH} {{{{reason}}}}"),
+            Query(f"sum by (namespace, job_name) ({held})", EACH),
         ),
         made.panel(
             lines(),

@@ -87,6 +87,20 @@ class Done:
         return [line for line in self.err.splitlines() if not line.startswith("{")]
 
 
+class _Ended:
+    """The exit code of a child, which the system tells only once."""
+
+    def __init__(self, ask: Callable[[int], int | None]) -> None:
+        self._ask = ask
+        self._code: int | None = None
+
+    def __call__(self, pid: int) -> int | None:
+        """The exit code; nothing while it runs."""
+        if self._code is None:
+            self._code = self._ask(pid)
+        return self._code
+
+
 @dataclass(frozen=True, slots=True)
 class Running:
     """A command that was started."""
@@ -131,6 +145,7 @@ class Cli:
     folder: Path
     config: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    started: list[Running] = field(default_factory=list)
 
     def __call__(self, *words: str, **environment: str) -> Done:
         """Runs a command to its end."""
@@ -147,7 +162,15 @@ class Cli:
         }
         for name in ("out", "err"):
             (place / name).touch()
-        return Running(int(self._ask(order)), place, lambda pid: self._ask({"wait": pid}))
+        running = Running(int(self._ask(order)), place, _Ended(lambda pid: self._ask({"wait": pid})))
+        self.started.append(running)
+        return running
+
+    def end_all(self) -> None:
+        """Ends what a test that failed has left."""
+        for running in self.started:
+            if running.ended(running.pid) is None:
+                running.signal(signal.SIGKILL)
 
     def _ask(self, order: Mapping[str, object]) -> Any:
         _pipe(self.host.stdin).write(json.dumps(order) + "\n")
@@ -169,8 +192,10 @@ def host() -> Iterator[Cli]:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         process: subprocess.Popen[str]
         with subprocess.Popen(command, text=True, env=environment, cwd=REPOSITORY, **pipes) as process:  # type: ignore[call-overload]
+            cli = Cli(process, Path(folder))
             try:
-                yield Cli(process, Path(folder))
+                yield cli
             finally:
+                cli.end_all()
                 _pipe(process.stdin).close()
                 process.wait(PATIENCE)

@@ -29,7 +29,6 @@ from agent.jobs import KINDS
 from agent.reader import StoreReader
 from agent.runner import Active, Pass
 from agent.settings import Settings, load
-from agent.store import time_limit
 from agent.volume import Volume
 from tests.conftest import Database
 
@@ -279,23 +278,3 @@ def meddled(
     made = Meddled.model_construct(_fields_set=set(job.model_fields_set), **dict(job))
     assert isinstance(made, kind)
     return made
-
-
-__all__ = [
-    "DAY",
-    "HOUR",
-    "MINUTE",
-    "Bench",
-    "Db",
-    "Document",
-    "Volume",
-    "encoded",
-    "insert_raw",
-    "job_of",
-    "meddled",
-    "opened",
-    "picture",
-    "server_now",
-    "settings_of",
-    "time_limit",
-]

@@ -65,19 +65,25 @@ class Monitoring:
     """A running Prometheus that scrapes these agents, and the Alertmanager that it tells; ended with its block.
 
     ``seconds`` is the time between two scrapes and between two evaluations. ``patient`` false takes the waiting out of
-    the alerts (``for`` and ``keep_firing_for``); their expressions stay what they are.
+    the alerts (``for`` and ``keep_firing_for``); their expressions stay what they are. ``ports`` are those of Prometheus
+    and Alertmanager.
     """
 
     def __init__(
-        self, folder: Path, agents: Sequence[str], *, seconds: int = SCRAPE_SECONDS, patient: bool = True
+        self,
+        folder: Path,
+        agents: Sequence[str],
+        *,
+        ports: tuple[int, int],
+        seconds: int = SCRAPE_SECONDS,
+        patient: bool = True,
     ) -> None:
         self._folder = folder
         self._agents = list(agents)
         self._seconds = seconds
         self._patient = patient
         self._processes: list[subprocess.Popen[bytes]] = []
-        self.prometheus = _port(PROMETHEUS_PORT)
-        self.alertmanager = _port(ALERTMANAGER_PORT)
+        self.prometheus, self.alertmanager = ports
 
     def __enter__(self) -> Self:
         if not FILES.is_dir():
@@ -147,8 +153,8 @@ class Monitoring:
         process = spawn([program, *arguments], output)
         self._processes.append(process)
         deadline = time.monotonic() + START_SECONDS
-        while not _ready(port):
-            if process.poll() is not None or time.monotonic() > deadline:
+        while (ended := process.poll() is not None) or not _ready(port):
+            if ended or time.monotonic() > deadline:
                 words = "\n  ".join(output.read_text(errors="replace").splitlines()[-5:])
                 raise MonitoringError(f"{name} did not start:\n  {words}")
             time.sleep(POLL_SECONDS)
@@ -195,7 +201,7 @@ def _ready(port: int) -> bool:
     return True
 
 
-def _port(usual: int) -> int:
+def _free(usual: int) -> int:
     return free_port() if listens(usual) else usual
 
 
@@ -276,9 +282,10 @@ async def play(console: Console) -> None:
     log.configure("warning")
     async with show.stage(lambda text: _say(console, text)) as stage:
         _say(console, "Starting Prometheus and Alertmanager ...")
+        ports = (_free(PROMETHEUS_PORT), _free(ALERTMANAGER_PORT))
         with (
             tempfile.TemporaryDirectory(prefix="maintenance-agent-stack-") as folder,
-            Monitoring(Path(folder), [f"127.0.0.1:{stage.port}"]) as monitoring,
+            Monitoring(Path(folder), [f"127.0.0.1:{stage.port}"], ports=ports) as monitoring,
         ):
             service = Service(lambda: settings(stage))
             service.handle_signals(on_second=lambda: os._exit(1))

@@ -28,7 +28,7 @@ from agent.app import Service
 from agent.job import Job
 from agent.settings import Settings
 
-CHROMIUM: Final = ("chromium", "/usr/bin/chromium", "chromium-browser")
+CHROMIUM: Final = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS: Final = (
     "--no-sandbox",
     "--disable-gpu",

@@ -677,13 +677,14 @@ def test_allocations_are_drawn_where_there_are_any(
         {
             "provider": "aws-<eu>-1",
             "up": True,
+            "transition": 2,
             "resources": {
-                "cpu": {"capacity": 64, "booked": 40.5, "owed": 38, "used": 31.25},
+                "cpu": {"capacity": 64_000, "booked": 40_500, "owed": 38_000, "used": 31_250},
                 "memory": {"capacity": 256 * gib, "booked": 260 * gib, "owed": 180 * gib, "used": 140 * gib},
-                "storage": {"capacity": 2048 * gib, "booked": 0, "owed": 0, "used": None},
+                "storage": {"capacity": None, "booked": 5 * gib, "owed": 0, "used": None},
             },
         },
-        {"provider": "on-premises", "up": False, "resources": {}},
+        {"provider": "on-premises", "up": False, "transition": 0, "resources": {}},
     ]
 
     def add(route: Route) -> None:
@@ -695,7 +696,10 @@ def test_allocations_are_drawn_where_there_are_any(
     section = page.get_by_role("region", name="Allocations")
     expect(section).to_be_visible()
     expect(section).to_contain_text("aws-<eu>-1")
+    expect(section).to_contain_text("40.5")
     expect(section).to_contain_text("260 GiB")
+    expect(section.locator("td.bad-text")).to_have_text(["260 GiB"])
+    expect(section).to_contain_text("2 in transition")
     expect(section).to_contain_text("unknown")
     expect(section).to_contain_text("not reached")
     photograph(page, tmp_path / "allocations.png")

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from agent import app
+from agent.demo.mongod import free_port
 from agent.demo.stack import FILES, Monitoring
 from tests import promql
 from tests.conftest import Database
@@ -48,7 +49,9 @@ async def test_the_incident_is_seen_alarmed_and_over(
     settings = stack.settings(database, root)
     async with stack.cluster(tmp_path) as kubeconfig, stack.serving(settings) as service:
         stack.load_providers(db, kubeconfig)
-        with Monitoring(tmp_path / "monitoring", [f"127.0.0.1:{service.port}"], seconds=1, patient=False) as monitoring:
+        ports = (free_port(), free_port())
+        agents = [f"127.0.0.1:{service.port}"]
+        with Monitoring(tmp_path / "monitoring", agents, ports=ports, seconds=1, patient=False) as monitoring:
             answers = Answers(monitoring)
             await answers.until_value(CANCELLED, 0)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import random
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from agent.demo.mongod import Mongod
 from tests import servers
 from tests.conftest import Database
 from tests.faults import world
@@ -19,6 +21,7 @@ from tests.faults.world import Document
 
 ROUNDS = 20  # passes a trouble
 DOCUMENTS = 600
+STILL_SECONDS = 12  # longer than the writes of a batch may take
 WRITES = ["insert", "update", "delete", "findAndModify"]
 READS = ["find", "aggregate", "getMore"]
 NO_PRIMARY = {10107, 11602}
@@ -101,3 +104,48 @@ def test_documents_that_the_server_will_not_change_are_counted_and_the_others_ar
     assert runs["stuck"]["changed"]["failed"] == len(stuck) - len(refused)
     world.check(db, made, settled=True)
     assert not db["maintenance_items"].count_documents({"state": "pending"})
+
+
+@servers.both_topologies
+def test_a_server_that_stands_still_for_a_while_costs_no_truth(
+    database: Database,
+    db: world.Database,
+    root: Path,
+    nursery: Nursery,
+    rng: random.Random,
+    scaled: Scaled,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Commands that nobody answers run into their time limit, and may have been done all the same: the counts tell."""
+    server: Mongod = (
+        request.getfixturevalue("breakable_set").members[0]
+        if database.topology == "replica_set"
+        else request.getfixturevalue("breakable_mongod")
+    )
+    made = world.make(db, root, scaled(DOCUMENTS, 200), rng)
+    settings = world.settings(database.uri, database.name, root, defaults={"batch": 10, "run_timeout": "20s"})
+    outcomes: Counter[str] = Counter()
+    with nursery.agent(settings).open() as agent:
+        for _ in range(scaled(ROUNDS, 1)):
+            agent.ask("trap", act="tell", number=rng.randint(20, 100))
+            agent.tell("run")
+            if agent.answer().get("event") == "tell":
+                stand_still(server, scaled(STILL_SECONDS, 3))
+                outcomes.update(run["outcome"] for run in agent.answer()["runs"])
+            world.check(db, made, settled=database.topology == "replica_set")
+            finish(agent, db)
+            world.check(db, made, settled=True)
+            world.check_ended(db, made)
+            for run in world.newest_first(db):
+                finish(agent, db, "restore", run=run)
+            assert not world.difference(made.first, world.snapshot(db))
+            world.forget_the_agent(db)
+    print(f"a server that stands still: {dict(outcomes)}")  # noqa: T201
+
+
+def stand_still(server: Mongod, seconds: float) -> None:
+    """Freezes a server for some seconds."""
+    server.pause()
+    thawed = threading.Timer(seconds, server.resume)
+    thawed.start()
+    thawed.join()

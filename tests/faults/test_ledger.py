@@ -22,7 +22,7 @@ from pymongo import WriteConcern
 from pymongo.database import Database as RawDatabase
 
 from agent.demo.mongod import Mongod, spawn
-from agent.errors import StoreUnavailableError
+from agent.errors import StoreError, StoreUnavailableError
 from agent.ledger import RESOURCES, Ledger, Paths, Retry
 from agent.ledger.documents import blank
 from tests import servers
@@ -92,6 +92,21 @@ async def test_a_change_whose_answer_is_lost_is_made_once(database: Database, db
         results = await asyncio.gather(*[ledger.allocate(1, key, {"cpu": 1}) for key in range(30)])
         books = await ledger.read(1)
     assert (books.version, books.allocated["cpu"], set(books.bookings)) == (30, 30, {result.key for result in results})
+
+
+@servers.both_topologies
+async def test_a_change_that_the_majority_may_not_know_is_not_told_as_made(database: Database, db: Db) -> None:
+    """The server says that the write concern cannot be met: the booking may stand, but it could be rolled back."""
+    make_providers(db)
+    unsure = {"failCommands": ["findAndModify"], "writeConcernError": {"code": 100, "errmsg": "cannot be satisfied"}}
+    async with ledger_of(database.uri, database.name) as ledger:
+        db.client.admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=unsure)
+        calls = [ledger.allocate(0, key, {"cpu": 1}) for key in range(3)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        db.client.admin.command("configureFailPoint", "failCommand", mode="off")
+        assert [type(result) for result in results] == [StoreError] * 3
+        assert not any([(await ledger.allocate(0, key, {"cpu": 1})).changed for key in range(3)])
+        assert (await ledger.read(0)).version == 3
 
 
 async def test_a_frozen_server_costs_no_more_than_the_budget_and_books_once() -> None:

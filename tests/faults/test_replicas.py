@@ -13,7 +13,7 @@ import pytest
 from agent.demo.mongod import free_port
 from tests.conftest import Database
 from tests.faults import world
-from tests.faults.agents import Agent, Nursery, until
+from tests.faults.agents import Agent, Nursery, finish, until
 from tests.faults.conftest import Scaled
 
 SLOTS = 60
@@ -151,40 +151,47 @@ def term_in(operation: world.Document, before: int) -> int:
     return term
 
 
-@pytest.mark.parametrize("command", ["update", "commitTransaction"])
+@pytest.mark.parametrize(
+    "where",
+    [{"command": "update", "collection": world.TASKS}, {"command": "commitTransaction"}],
+    ids=["before the change is sent", "before the commit is sent"],
+)
 def test_a_batch_of_an_agent_that_froze_between_its_check_and_its_send_changes_nothing(
-    database: Database, db: world.Database, root: Path, nursery: Nursery, command: str
+    database: Database, db: world.Database, root: Path, nursery: Nursery, where: dict[str, str]
 ) -> None:
-    """Frozen right before a change is sent or committed, and continued in the next term: it ends, and nothing is changed."""
+    """Continued when another agent has the lease and has changed nothing yet, the stale one ends without a change."""
     feed(db, world.server_now(db))
-    with nursery.agent(settings(database.uri, database.name, root)) as stale:
-        stale.open()
-        # Of the updates of a batch the first touches the lease, the second changes the tasks.
-        stale.ask("trap", act="freeze", command=command, number=2)
-        stale.tell("run", names=["stuck"])
-        assert stale.answer()["event"] == "freeze"
+    before = world.snapshot(db)
+    configured = settings(database.uri, database.name, root)
+    with nursery.agent(configured).open() as stale, nursery.agent(configured).open() as other:
+        freeze_at(stale, **where)
         until_later(db, LEASE_SECONDS)
-        before = world.snapshot(db)
-        with nursery.agent(settings(database.uri, database.name, root)) as other:
-            other.open()
-            until(lambda: other.runs(names=["stuck"])[0]["outcome"] == "succeeded", every=0.2)
-        after = world.snapshot(db)
+        freeze_at(other, collection=world.TASKS)
         stale.thaw()
         run = stale.answer()["runs"][0]
-    assert run["outcome"] == "interrupted"
-    assert not world.difference(after, world.snapshot(db))
-    assert world.difference(before, after)
-    check_terms_of(db, "stuck")
+        assert run["outcome"] == "interrupted"
+        assert not world.difference(before, world.snapshot(db))
+        other.thaw()
+        # Its own lease may be over by now.
+        other.answer()
+        finish(other, db, names=["stuck"])
+    assert world.difference(before, world.snapshot(db))
+    first, *_, last = runs_of(db)
+    assert (first["_id"], first["outcome"]) == (run["_id"], "interrupted")
+    assert "is gone" in first["reason"]
+    assert first["term"] < last["term"]
     check_fencing(db)
     world.check_totals(db)
 
 
-def check_terms_of(db: world.Database, job: str) -> None:
-    """Two runs, the first closed by the second."""
-    first, *_, last = [run for run in runs_of(db) if run["job"] == job]
-    assert first["term"] < last["term"]
-    assert first["outcome"] == "interrupted"
-    assert "is gone" in first["reason"]
+def freeze_at(agent: Agent, **where: str) -> None:
+    """Has an agent run a job until it stands still at a command."""
+
+    def frozen() -> bool:
+        agent.ask("trap", act="freeze", number=1, **where)
+        return agent.ask("run", names=["stuck"]).get("event") == "freeze"
+
+    until(frozen, every=0.1)
 
 
 @pytest.mark.parametrize("topology", ["standalone"])

@@ -49,18 +49,20 @@ BREAKABLE = ("lstat", "scandir")
 
 @dataclass
 class Trap:
-    """What happens at a command to MongoDB: the ``number``-th of those that are named so (any: no name)."""
+    """What happens at a command to MongoDB: the ``number``-th of those of a name, on a collection (any: no name)."""
 
     act: str = "none"
     number: int = 0
     command: str | None = None
+    collection: str | None = None
     when: str = "started"
     delay: float = 0.0
     seen: int = 0
 
-    def meets(self, command: str, when: str) -> bool:
+    def meets(self, command: str, collection: object, when: str) -> bool:
         """Whether this is the command."""
-        if when != self.when or self.command not in {None, command}:
+        named = self.command in {None, command} and self.collection in {None, collection}
+        if when != self.when or not named:
             return False
         self.seen += 1
         return self.seen == self.number
@@ -84,11 +86,11 @@ class Wire:
         with self._lock:
             self.connection.sendall(json.dumps(line, default=str).encode() + b"\n")
 
-    def command(self, name: str, when: str) -> None:
+    def command(self, name: str, when: str, collection: object = None) -> None:
         """A command to MongoDB is about to be sent, or was answered."""
         self.commands += when == "started"
         trap = self.trap
-        if trap is not None and trap.meets(name, when):
+        if trap is not None and trap.meets(name, collection, when):
             if trap.delay:
                 threading.Timer(trap.delay, self._spring, (trap, name)).start()
             else:
@@ -128,7 +130,7 @@ def set_traps(wire: Wire) -> None:
 
     class Listener(store._Listener):
         def started(self, event: monitoring.CommandStartedEvent) -> None:
-            wire.command(event.command_name, "started")
+            wire.command(event.command_name, "started", event.command.get(event.command_name))
 
         def succeeded(self, event: monitoring.CommandSucceededEvent) -> None:
             super().succeeded(event)

@@ -8,6 +8,7 @@ import re
 import signal
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def host() -> Iterator[Cli]:
 @pytest.fixture
 def cli(host: Cli, tmp_path: Path) -> Cli:
     """The command line with a folder for temporary things that is empty, and stays so."""
-    return Cli(host.host, host.folder, environment={"TMPDIR": str(tmp_path)})
+    return replace(host, environment={"TMPDIR": str(tmp_path)})
 
 
 def test_once_reports_a_dry_and_a_real_pass_and_leaves_nothing(cli: Cli, tmp_path: Path) -> None:

@@ -248,13 +248,13 @@ async def test_the_clock_is_armed_for_the_next_start_and_again_after_a_reload() 
         clock = recorder.scheduler._clock
         assert recorder.scheduler.running
         assert clock.get_job("pass") is None or clock.get_job("pass").next_run_time is None
-        recorder.scheduler.use(jobs(a="1h"))
+        recorder.scheduler.use(jobs(a="1h"), jitter=dt.timedelta(0))
         assert clock.get_job("pass").next_run_time == recorder.scheduler.timetable.next_start("a")
-        recorder.scheduler.use(jobs(a="1h", b="7m"))
+        recorder.scheduler.use(jobs(a="1h", b="7m"), jitter=dt.timedelta(0))
         assert clock.get_job("pass").next_run_time == min(
             start for name in "ab" if (start := recorder.scheduler.timetable.next_start(name))
         )
-        recorder.scheduler.use({})
+        recorder.scheduler.use({}, jitter=dt.timedelta(0))
         assert clock.get_job("pass") is None or clock.get_job("pass").next_run_time is None
     finally:
         recorder.scheduler.stop()

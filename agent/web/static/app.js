@@ -3,7 +3,7 @@
 import { Problem, Unreachable, api, health, keepToken, token } from "./api.js";
 import { drawAside } from "./aside.js";
 import { $, h } from "./dom.js";
-import { drawHistory } from "./history.js";
+import { drawHistory, filtered } from "./history.js";
 import { SPARKS, drawJobs } from "./jobs.js";
 import { announce, closeNotice, confirm, give, tell } from "./notices.js";
 import { refusalNote, tick } from "./parts.js";
@@ -47,12 +47,13 @@ async function lookOnce() {
   } catch (error) {
     if (error instanceof Unreachable) lost = error;
     else report(error);
+  } finally {
+    noteReach(lost);
+    const pause = lost ? Math.min(EVERY * 2 ** failures, LONGEST) : EVERY;
+    if (lost) state.reach.retryAt = new Date(Date.now() + state.offset + pause);
+    timer = setTimeout(look, pause);
+    changed();
   }
-  noteReach(lost);
-  const pause = lost ? Math.min(EVERY * 2 ** failures, LONGEST) : EVERY;
-  if (lost) state.reach.retryAt = new Date(Date.now() + state.offset + pause);
-  timer = setTimeout(look, pause);
-  changed();
 }
 
 function noteReach(lost) {
@@ -76,12 +77,14 @@ async function lookAtRuns() {
   try {
     const before = Date.now();
     const status = await api.status();
+    if (!state.signedIn) return;
     takeStatus(status, before);
     await lookAtRecent();
     if (state.away) announce("The agent can answer again.");
     state.away = null;
     changed();
   } catch (error) {
+    if (!state.signedIn) return; // signed out meanwhile: no answer counts any more
     if (!(error instanceof Problem) || error.status !== 503) throw error;
     if (!state.away) announce(error.message);
     state.away = { since: state.away?.since ?? new Date(), detail: error.message, dependency: error.document.dependency };
@@ -97,21 +100,27 @@ function takeStatus(status, before) {
 }
 
 const asked = () => ({ ...state.history.filter });
-const plain = () => !Object.values(state.history.filter).some(Boolean);
+const stillAsked = (filter) => Object.entries(filter).every(([name, value]) => state.history.filter[name] === value);
 
 /** The newest runs: for the cards, for the sparklines, and at the head of the list. */
 async function lookAtRecent() {
   const newest = (await api.runs({ limit: NEWEST })).runs;
   state.recent = newest;
   const list = state.history;
-  if (list.runs === null) await loadHistory();
-  else await joinNewest(list, plain() ? newest : (await api.runs({ ...asked(), limit: NEWEST })).runs);
+  if (list.runs === null) {
+    await loadHistory();
+  } else {
+    const filter = asked();
+    const matching = filtered() ? (await api.runs({ ...filter, limit: NEWEST })).runs : newest;
+    if (stillAsked(filter)) await joinNewest(list, matching);
+  }
   for (const job of jobs()) await rememberPast(job);
 }
 
 /** Puts the newest runs at the head of the list, and looks again at those in it that had not ended. */
 async function joinNewest(list, newest) {
   const known = new Set(list.runs.map((run) => run._id));
+  const filter = asked();
   if (newest.length === NEWEST && !newest.some((run) => known.has(run._id))) {
     await loadHistory(); // too much has happened
     return;
@@ -120,7 +129,9 @@ async function joinNewest(list, newest) {
   for (const run of list.runs) {
     if (!ended(run) && !fresh.has(run._id)) fresh.set(run._id, await api.run(run._id).catch(() => run));
   }
-  list.runs = [...newest.filter((run) => !known.has(run._id)), ...list.runs.map((run) => fresh.get(run._id) ?? run)];
+  if (!stillAsked(filter) || list.runs === null) return;
+  const there = new Set(list.runs.map((run) => run._id)); // it may have grown meanwhile
+  list.runs = [...newest.filter((run) => !there.has(run._id)), ...list.runs.map((run) => fresh.get(run._id) ?? run)];
 }
 
 /** Keeps the last runs of a job: asked for once, then each new one is added. */
@@ -146,7 +157,7 @@ async function loadHistory({ more = false } = {}) {
   try {
     const page = await api.runs({ ...filter, limit: PAGE, before: more ? list.next : null });
     // The filter may have changed meanwhile: then this is the answer to an old question.
-    if (Object.entries(filter).some(([name, value]) => list.filter[name] !== value)) return;
+    if (!stillAsked(filter)) return;
     list.runs = more ? [...list.runs, ...page.runs] : page.runs;
     list.next = page.next;
   } finally {

@@ -128,12 +128,13 @@ function drawAllocations() {
   );
 }
 
-function provider({ provider: name, up, resources }) {
+function provider({ provider: name, up, transition, resources }, index) {
   const shown = Object.keys(RESOURCES).filter((resource) => resources?.[resource]);
   return h(
     "section",
-    { class: "provider", "data-key": name },
-    h("h3", null, h("bdi", null, name), " ", up === false ? chip("not reached", "bad", "Its cluster did not answer: what is used is unknown") : null),
+    { class: "provider", "data-key": `${index} ${name}` },
+    h("h3", null, h("bdi", null, name), " ", up === false ? chip("not reached", "bad", "Its cluster did not answer: what is used is unknown") : null, " ",
+      transition ? chip(`${count(transition)} in transition`, "info", "Databases that are being made or removed: it is not judged until they are done") : null),
     shown.length
       ? h(
         "table",
@@ -145,12 +146,15 @@ function provider({ provider: name, up, resources }) {
   );
 }
 
+const known = (value) => value !== null && value !== undefined;
+
 function resourceRows(resource, values) {
-  const over = VIEWS.some((view) => (values[view] ?? 0) > (values.capacity ?? Infinity));
+  const exceeds = (view) => known(values[view]) && known(values.capacity) && values[view] > values.capacity;
+  const over = VIEWS.some(exceeds);
   return [
-    h("tr", { "data-key": resource }, h("th", { scope: "row" }, RESOURCES[resource]), [...VIEWS, "capacity"].map((view) => h(
+    h("tr", { "data-key": resource }, h("th", { scope: "row" }, resource === "cpu" ? h("span", { title: "in cores" }, RESOURCES.cpu) : RESOURCES[resource]), [...VIEWS, "capacity"].map((view) => h(
       "td",
-      { class: values[view] > values.capacity ? "bad-text" : null }, amount(resource, values[view]),
+      { class: exceeds(view) ? "bad-text" : null }, amount(resource, values[view]),
     ))),
     h("tr", { "data-key": `${resource}-bars`, "aria-hidden": "true" }, h("td", { colspan: 5 }, bars(values, over))),
   ];

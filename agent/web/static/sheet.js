@@ -23,7 +23,7 @@ export function openSheet({ title, runs, plan = null, pass = false, onEnd = null
   if (!$("sheet").open) $("sheet").showModal();
   $("sheet-body").scrollTop = 0;
   if (runs.length === 1) link(runs[0]._id);
-  follow(state.sheet, onEnd);
+  follow(state.sheet, onEnd).catch(complain);
 }
 
 $("sheet").addEventListener("close", () => {

@@ -41,10 +41,10 @@ export function span(seconds) {
 
 const BINARY = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
 
-/** An amount of a provider's resource: cores, or bytes. */
+/** An amount of a provider's resource: thousandths of cores, shown as cores, or bytes. */
 export function amount(resource, value) {
   if (value === null || value === undefined) return "unknown";
-  if (resource === "cpu") return few.format(value);
+  if (resource === "cpu") return few.format(value / 1000);
   let [size, unit] = [value, 0];
   while (Math.abs(size) >= 1024 && unit < BINARY.length - 1) [size, unit] = [size / 1024, unit + 1];
   return `${few.format(size)} ${BINARY[unit]}`;
