@@ -65,8 +65,8 @@ class Monitoring:
     """A running Prometheus that scrapes these agents, and the Alertmanager that it tells; ended with its block.
 
     ``seconds`` is the time between two scrapes and between two evaluations. ``patient`` false takes the waiting out of
-    the alerts (``for`` and ``keep_firing_for``); their expressions stay what they are. ``ports`` are those of Prometheus
-    and Alertmanager.
+    the alerts (``for`` and ``keep_firing_for``); their expressions stay what they are. ``ports`` are those of
+    Prometheus and Alertmanager.
     """
 
     def __init__(

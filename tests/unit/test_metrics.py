@@ -245,6 +245,17 @@ def test_the_state_of_a_job_follows_schedule_and_journal(metrics: Metrics) -> No
     assert value(metrics, "last_run_timestamp_seconds", job_name="old_tasks") == AT.timestamp()
 
 
+def test_what_alerts_compare_with_is_told(metrics: Metrics) -> None:
+    """The time-out of a run, and how full the archive is."""
+    metrics.job_state(
+        "old_tasks", enabled=True, paused=False, interval_seconds=3600, next_run=AT, run_timeout_seconds=600
+    )
+    metrics.archive_state(archived=1700, limit=2000)
+    assert value(metrics, "run_timeout_seconds", job_name="old_tasks") == 600
+    assert value(metrics, "archive_bytes") == 1700
+    assert value(metrics, "archive_limit_bytes") == 2000
+
+
 def test_a_reload_brings_and_takes_the_series_of_jobs(metrics: Metrics) -> None:
     """A vanished job leaves no series behind; a new one has all from the start; the others keep their counts."""
     metrics.skipped("old_tasks")
