@@ -154,7 +154,9 @@ class Operations:
         records = await self._plans(plan)
         left = [record for record in records if await self._applied_by(record["_id"]) is None]
         pass_id = new_id()
-        orders = [await self._apply_order(record, pass_id, requested_by) for record in left or records]
+        orders: list[tuple[Order, Body]] = []
+        for record in left or records:
+            orders.append(await self._apply_order(record, pass_id, requested_by, [order for order, _ in orders]))
         return self._begin(orders, exclusive=True)
 
     async def _plans(self, id: str) -> list[Document]:
@@ -169,7 +171,9 @@ class Operations:
         cascade = {job.name: number for number, job in enumerate(in_cascade(list(self._jobs.values())))}
         return sorted(planned, key=lambda record: cascade.get(record["job"], len(cascade)))
 
-    async def _apply_order(self, record: Document, pass_id: str, requested_by: str | None) -> tuple[Order, Body]:
+    async def _apply_order(
+        self, record: Document, pass_id: str, requested_by: str | None, before: Sequence[Order]
+    ) -> tuple[Order, Body]:
         job, plan, controls = find_job(self._jobs, record["job"]), record["_id"], self._keep.controls
         now = await self._keep.store.now()
         expires = record["started_at"] + dt.timedelta(hours=24)
@@ -188,12 +192,24 @@ class Operations:
             source=plan,
         )
 
+        # What such a plan was to delete would still be there, and the items of this one no longer hold.
+        needed = [one.run_id for one in before if find_job(self._jobs, one.job).namespace in job.sources]
+
         async def body(execution: Execution) -> None:
+            if not all([await self._succeeded(run) for run in needed]):
+                raise UsageError("an earlier plan of the pass was not applied: apply the pass once more")
             if not await controls.claim_plan(plan, earlier, order.run_id, expires):
                 raise UsageError(f"the plan of {plan} is being applied by another run")
             await execution.apply(job, plan)
 
         return order, body
+
+    async def _succeeded(self, run: str) -> bool:
+        try:
+            record = await self._keep.journal.get(run)
+        except NotFoundError:
+            return False
+        return bool(record["outcome"] == "succeeded")
 
     async def _applied_by(self, plan: str) -> str | None:
         """The run that applied a plan; one that did not come to its end may be continued.

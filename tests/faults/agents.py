@@ -93,6 +93,12 @@ class Agent:
         self.tell(what, **how)
         return self.answer()
 
+    def disarm(self) -> None:
+        """Takes a trap away; what it told in the meantime is not read as the answer to something else."""
+        self.tell("trap")
+        while "event" in self.answer():
+            pass
+
     def open(self) -> Self:
         """Opens the agent as a command does."""
         answer = self.ask("open")

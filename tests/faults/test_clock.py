@@ -126,5 +126,7 @@ def test_plans_quarantine_and_holds_are_dated_by_the_server(
         agent.runs("restore", run=applied["_id"])
         assert not world.difference(made.first, world.snapshot(db))
     week = world.server_now(db) + dt.timedelta(days=7)
-    for hold in db["maintenance_marks"].find({"_id.type": "hold"}):
+    holds = list(db["maintenance_marks"].find({"_id.type": "hold"}))
+    assert len(holds) == run["found"]["orphan"]
+    for hold in holds:
         assert abs(hold["until"] - week) < dt.timedelta(minutes=5)

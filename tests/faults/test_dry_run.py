@@ -27,9 +27,8 @@ PHASES = [phase for phase in Phase if phase not in {Phase.shrink, Phase.explain}
 JOBS = ("records", "orphans", "stuck", "old")
 AGES = {"old": dt.timedelta(days=1), "young": dt.timedelta(hours=-12), "very old": dt.timedelta(days=50)}
 
-slugs = st.sampled_from(["a", "b"])
-numbers = st.integers(1, 4)
-held = st.sampled_from([False, False, False, True])
+slugs = st.sampled_from(["a", "a", "a", "b"])
+held = st.sampled_from([False] * 5 + [True])
 sighted = st.sampled_from([None, "long ago", "just now"])
 
 
@@ -60,21 +59,21 @@ class Task:
     sighted: str | None
 
 
-ages = st.sampled_from(["old", "old", "young", "very old", None, "not a date"])
+ages = st.sampled_from(["old"] * 5 + ["young", "very old", "very old", None, "not a date"])
 records = st.builds(
     Record,
     slug=slugs,
-    number=numbers | st.sampled_from([1.0, "2", "..", None, 1.5]),
-    place=st.sampled_from(["directory", "directory", "nothing", "nothing", "file", "link"]),
+    number=st.sampled_from([1, 2, 3, 4] * 3 + [1.0, "2", "..", None, 1.5]),
+    place=st.sampled_from(["directory"] * 3 + ["nothing"] * 4 + ["file", "link"]),
     made=ages,
     held=held,
     sighted=sighted,
 )
 tasks = st.builds(
     Task,
-    status=st.sampled_from(["PENDING", "RUNNING", "COMPLETED", "FAILED", "CANCELLED", "ODD"]),
+    status=st.sampled_from(["PENDING", "RUNNING"] * 3 + ["COMPLETED", "FAILED", "CANCELLED", "ODD"]),
     slug=slugs,
-    number=numbers | st.sampled_from([1.0, "2", None]),
+    number=st.sampled_from([1, 2, 3, 4] * 3 + [1.0, "2", None]),
     made=ages,
     started=ages,
     beat=ages,
@@ -82,8 +81,8 @@ tasks = st.builds(
     held=held,
     sighted=sighted,
 )
-limits = st.sampled_from([{}, {"items": 2}, {"fraction": 0.3, "floor": 1}])
-quarantines = st.sampled_from(["0s", "10m"])
+limits = st.sampled_from([{}] * 3 + [{"items": 2}, {"fraction": 0.3, "floor": 1}])
+quarantines = st.sampled_from(["0s", "0s", "10m"])
 jobs = st.fixed_dictionaries(
     {
         "records": st.fixed_dictionaries({"limit": limits, "quarantine": quarantines}),
@@ -99,8 +98,8 @@ baselines = st.fixed_dictionaries(
     {}, optional={"records/root": st.integers(1, 8), "orphans/targets": st.integers(1, 16)}
 )
 worlds = st.tuples(
-    st.lists(records, max_size=10, unique_by=lambda record: (record.slug, str(record.number))),
-    st.lists(tasks, max_size=16),
+    st.lists(records, min_size=2, max_size=10, unique_by=lambda record: (record.slug, str(record.number))),
+    st.lists(tasks, min_size=2, max_size=16),
     jobs,
     baselines,
 )

@@ -75,6 +75,7 @@ def kill_the_primary_during(cluster: ReplicaSet, agent: Agent, number: int, what
         primary.start()
         cluster.wait_for_members()
         answer = agent.answer()
+    agent.disarm()
     if "runs" not in answer:  # it could not begin
         return Counter([answer["error"]])
     return Counter(run["outcome"] for run in answer["runs"])

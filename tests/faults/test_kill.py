@@ -97,6 +97,24 @@ def test_a_plan_is_applied_to_its_end_however_often_the_agent_is_killed(
     assert sum(sum(run["changed"].values()) for run in by_plan) == planned
 
 
+def test_a_plan_is_not_used_up_where_an_earlier_one_of_its_pass_cannot_begin(
+    database: Database, db: world.Database, root: Path, nursery: Nursery, rng: random.Random
+) -> None:
+    """While another agent holds the job of the records, the plan for their tasks waits; then both are applied."""
+    settings = world.settings(database.uri, database.name, root)
+    made = world.make(db, root, 100, rng)
+    with nursery.agent(settings).open() as agent, nursery.agent(settings).open() as holder:
+        plan = agent.ask("run", dry_run=True)["pass"]
+        holder.ask("trap", act="freeze", number=1, collection=world.RECORDS)
+        holder.tell("run", names=["records"])
+        assert holder.answer()["event"] == "freeze"
+        outcomes = {run["job"]: run["outcome"] for run in agent.runs("apply", plan=plan)}
+        assert (outcomes["records"], outcomes["orphans"]) == ("skipped", "failed")
+        until(partial(applied, agent, db, plan), every=0.2)
+    by_plan = list(db["maintenance_runs"].find({"trigger": "plan"}))
+    assert sum(sum(run["changed"].values()) for run in by_plan) == sum(made.expected().values())
+
+
 def applied(agent: Agent, db: world.Database, plan: str) -> bool:
     """Applies a plan; says whether all of it was."""
     agent.ask("apply", plan=plan)

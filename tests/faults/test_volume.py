@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import errno
 import random
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,7 @@ ROUNDS = 40  # a fault
 DOCUMENTS = 400
 # Where a run looks at the root, and how often: while it selects, between that and its batches, before a batch, while it
 # looks at the batch's directories again, after the batch was written.
-POINTS = {"scan": 40, "selected": 1, "batch": 3, "look": 40, "written": 3}
+POINTS = {"scan": 30, "look": 40, "written": 3, "selected": 1, "batch": 3}
 
 Fault = Callable[["Disk"], Line | None]
 
@@ -128,8 +130,7 @@ def test_no_record_is_deleted_whose_directory_was_there_when_the_root_broke(
     """Whenever it happens, what is deleted was missing before; once the root is well the work ends, and is undone."""
     made = world.make(db, disk.root, DOCUMENTS, rng)
     outcomes: Counter[str] = Counter()
-    for _ in range(scaled(ROUNDS, 2)):
-        point = rng.choice(list(POINTS))
+    for _, point in zip(range(scaled(ROUNDS, 3)), cycle(POINTS), strict=False):
         steps: list[Step] = [(point, rng.randint(1, POINTS[point]), partial(FAULTS[fault], disk))]
         outcomes[break_and_mend(database, db, disk, nursery, made, rng, steps)] += 1
     print(f"{fault}: {dict(outcomes)}")  # noqa: T201
@@ -150,6 +151,38 @@ def test_no_record_is_deleted_whose_directory_was_there_while_the_root_comes_and
         ]
         outcomes[break_and_mend(database, db, disk, nursery, made, rng, steps)] += 1
     print(f"comes and goes: {dict(outcomes)}")  # noqa: T201
+
+
+def test_what_is_away_at_two_looks_and_there_in_between_is_not_deleted(
+    database: Database, db: world.Database, disk: Disk, nursery: Nursery
+) -> None:
+    """All directories exist. The volume is away while some are looked for, back for the proof, away at the second look."""
+    names = [f"model-{number:02}" for number in range(30)]
+    disk.mend([world.path_of(name, 1) for name in names])
+    made = world.server_now(db) - dt.timedelta(days=1)
+    records = [{"_id": name, "model_slug": name, "app_number": 1, "created_at": made} for name in names]
+    db[world.RECORDS].insert_many(records)
+    with nursery.agent(world.settings(database.uri, database.name, disk.root)).open() as agent:
+        steps: list[Step] = [
+            ("scan", 10, disk.unmount),
+            ("scan", 10, disk.mount),
+            ("look", 4, disk.unmount),  # the root and a directory that was there before were found again
+        ]
+        run = agent.during(steps, names=["records"])[0]
+    assert run["found"]["orphan"] >= 5, "it looked as if they were missing"
+    assert (run["outcome"], run["changed"]) == ("failed", {})
+    assert db[world.RECORDS].count_documents({}) == len(records)
+
+
+def test_what_was_deleted_is_put_back_where_its_directory_cannot_be_looked_for_once_more(
+    database: Database, db: world.Database, disk: Disk, nursery: Nursery, rng: random.Random
+) -> None:
+    """The volume goes away right after a batch was written: that batch is undone, and the run fails."""
+    made = world.make(db, disk.root, DOCUMENTS, rng)
+    with nursery.agent(world.settings(database.uri, database.name, disk.root, defaults={"batch": 8})).open() as agent:
+        run = agent.during([("written", 2, disk.unmount)], names=["records"])[0]
+        assert (run["outcome"], run["changed"]) == ("failed", {"deleted": 16, "restored": 8})
+        world.check(db, made, settled=True)
 
 
 def break_and_mend(

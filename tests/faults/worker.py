@@ -21,7 +21,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +58,16 @@ class Trap:
     when: str = "started"
     delay: float = 0.0
     seen: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def meets(self, command: str, collection: object, when: str) -> bool:
         """Whether this is the command."""
         named = self.command in {None, command} and self.collection in {None, collection}
         if when != self.when or not named:
             return False
-        self.seen += 1
-        return self.seen == self.number
+        with self.lock:  # commands are sent from several threads
+            self.seen += 1
+            return self.seen == self.number
 
 
 class Wire:
@@ -101,7 +103,8 @@ class Wire:
             os.kill(os.getpid(), signal.SIGKILL)
         self.send({"event": trap.act, "command": name})
         if trap.act == "freeze":
-            os.kill(os.getpid(), signal.SIGSTOP)
+            # This very thread: another one that got the signal would let it go on for a moment.
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
     def wait_at(self, point: str | None = None, number: int = 1) -> None:
         """Has the agent wait when a point is reached for the ``number``-th time from now."""

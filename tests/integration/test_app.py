@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent import app, indexes, store
+from agent import app, indexes, runner, store
 from agent.app import Service
 from agent.demo.mongod import Mongod, free_port
 from agent.errors import ConfigurationError
@@ -247,6 +247,8 @@ async def test_what_is_due_without_a_database_fails_and_the_clock_goes_on(
 ) -> None:
     """Each run is counted as failed; nothing is raised."""
     monkeypatch.setattr(store, "SERVER_SELECTION_SECONDS", 0.05)
+    monkeypatch.setattr(runner, "CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(app, "REFRESH_SECONDS", 0.2)
     nobody = Database(f"mongodb://127.0.0.1:{free_port()}", database.name, database.topology)
     async with made(Told(nobody, JOBS)) as service:
         await service._start_due({"old": SLOT, "stuck": SLOT})

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 import pytest
 
 from agent import jobs as package
-from agent import store
+from agent import runner, store
 from agent.cluster import CacheSettings, ClientCache, ProviderCredentials
 from agent.demo.mongod import free_port
 from agent.errors import StoreUnavailableError
@@ -535,6 +535,7 @@ async def test_without_mongodb_a_run_fails_or_needs_none(
 ) -> None:
     """A shared kind cannot even begin; one that works on its own process does its work all the same."""
     monkeypatch.setattr(store, "SERVER_SELECTION_SECONDS", 0.05)
+    monkeypatch.setattr(runner, "CLOSE_SECONDS", 0.2)
     expected = world.fill()
     nobody = Database(f"mongodb://127.0.0.1:{free_port()}", database.name, database.topology)
     before = picture(world.db)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tests.conftest import Database
 from tests.harness import MINUTE, Bench, Db, Document, opened, server_now
 
-EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "15"))
 WORLDS = settings(
     max_examples=EXAMPLES,
     deadline=None,
