@@ -186,7 +186,7 @@ async def _indexes(agent: Agent) -> AsyncIterator[Finding]:
     missing = 0
     for want in wanted:
         try:
-            lacks = bool(await indexes.missing(agent.store, [want]))
+            lacks = not await indexes.is_there(agent.store, want)
         except StoreError as error:
             yield _unseen("indexes", want.namespace, error)
             continue

@@ -40,9 +40,23 @@ def wanted(database: str, prefix: str, jobs: Iterable[Job]) -> Iterator[Wanted]:
                 yield Wanted(query.namespace, query.index, f"{job.name}: {query.purpose}")
 
 
+async def is_there(store: Store, want: Wanted) -> bool:
+    """Whether the index, or one that serves as well, exists. Raises ``StoreError``."""
+    return _served(await store.collection(want.namespace).indexes(), want.index)
+
+
 async def missing(store: Store, wants: Iterable[Wanted]) -> list[Wanted]:
-    """Those that do not exist, nor any index that serves as well."""
-    return [want for want in wants if not _served(await store.collection(want.namespace).indexes(), want.index)]
+    """Those that do not exist; of those that may not be looked at nobody can say. Raises ``StoreUnavailableError``."""
+    lacking: list[Wanted] = []
+    for want in wants:
+        try:
+            if not await is_there(store, want):
+                lacking.append(want)
+        except StoreUnavailableError:
+            raise
+        except StoreError as error:
+            log.warning("index_not_looked_at", index=describe(want), error=str(error))
+    return lacking
 
 
 async def manage(store: Store, wants: Iterable[Wanted]) -> list[str]:

@@ -118,7 +118,14 @@ class Operations:
         jobs, slots, overlay = in_cascade(chosen), slots or {}, Overlay()
         orders = [
             order_of(
-                job, replace(asked, scheduled_for=slots.get(job.name), overlay=overlay, shown=_reads(jobs[at:], job))
+                job,
+                replace(
+                    asked,
+                    scheduled_for=slots.get(job.name),
+                    overlay=overlay,
+                    # A job that never acts leaves nothing behind for the later ones: neither here nor in a real pass.
+                    shown=not job.dry_run and _reads(jobs[at:], job),
+                ),
             )
             for at, job in enumerate(jobs, 1)
         ]

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Hashable, Sequence
 from typing import Any, TypeVar
 
 from agent.conditions import read
+from agent.errors import StoreDeniedError
 from agent.store import CHUNK, Document, Key, Namespace, Store, comparable, encode
 
 T = TypeVar("T")
@@ -174,7 +175,10 @@ class StoreReader:
     async def _covering(self, namespace: Namespace, filter: Document, fields: Sequence[str]) -> str | None:
         """The name of an index that holds all ``fields`` of all matches; the planner does not look for it."""
         if namespace not in self._indexes:
-            self._indexes[namespace] = await self._store.collection(namespace).indexes()
+            try:
+                self._indexes[namespace] = await self._store.collection(namespace).indexes()
+            except StoreDeniedError:
+                self._indexes[namespace] = {}  # a hint saves time; who may not list indexes can do without
         for name, index in self._indexes[namespace].items():
             keys = dict(index["key"])
             whole = all(direction in {1, -1} for direction in keys.values()) and not {

@@ -579,7 +579,7 @@ class Store:
         self, uri: str, *, app_name: str = "maintenance-agent", observe: CommandObserver | None = None
     ) -> None:
         """Does not connect yet. Raises ``StoreError`` for a URI that cannot be one."""
-        with _our_errors():
+        try:
             self._client: AsyncIOMotorClient[Document] = AsyncIOMotorClient(
                 uri,
                 appname=app_name,
@@ -588,6 +588,8 @@ class Store:
                 event_listeners=[_Listener(observe)] if observe else [],
                 tz_aware=True,
             )
+        except (errors.PyMongoError, ValueError, TypeError) as error:
+            raise StoreError(str(error)) from error
         self._transactions: bool | None = None
 
     def collection(self, namespace: Namespace) -> Collection:

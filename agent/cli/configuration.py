@@ -46,7 +46,7 @@ def _check_uri(settings: Settings[Job]) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they come again, and are logged, when the agent is made
             Store(settings.mongodb.uri.get_secret_value())
-    except (StoreError, ValueError) as error:
+    except StoreError as error:
         raise ConfigurationError([f"{key}: is no connection string that MongoDB's driver takes: {error}"]) from error
 
 

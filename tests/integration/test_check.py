@@ -223,6 +223,19 @@ def test_the_agent_does_all_its_work_under_the_least_role(host: Cli, guarded: Gu
     assert not [line for line in served.logged if line["level"] != "info"]
 
 
+def test_without_the_privilege_to_list_indexes_it_warns_and_works(host: Cli, guarded: Guarded) -> None:
+    """A slow run is better than none."""
+    role = configured(host, guarded.settings)("check", "--role").json
+    kept = [
+        {**one, "actions": [action for action in one["actions"] if action != "listIndexes"]}
+        for one in role["privileges"]
+    ]
+    cli = configured(host, guarded.user("unlisting", {**role, "privileges": kept}))
+    done = cli("run", "--all", "--dry-run", "--json")
+    assert {run["outcome"] for run in done.runs.values()} == {"succeeded"}
+    assert "index_not_looked_at" in {line["event"] for line in done.logged}
+
+
 def test_one_privilege_less_is_noticed(host: Cli, guarded: Guarded) -> None:
     role = configured(host, guarded.settings)("check", "--role").json
     settings = guarded.user("lacking", role)

@@ -309,6 +309,16 @@ async def test_a_configured_dry_run_changes_nothing_but_by_apply(database: Datab
         assert picture(db) == before
 
 
+async def test_a_dry_pass_does_not_count_on_a_job_that_never_acts(database: Database, db: Db, root: Path) -> None:
+    """The tasks of records that a real pass would leave are no orphans: the dry pass is the real pass."""
+    small_world(db, root)
+    jobs = cleanup(root)
+    jobs["orphan_apps"]["dry_run"] = True
+    async with opened(database, db, jobs) as bench:
+        dry, real = await bench.pass_(dry_run=True), await bench.pass_()
+        assert [(run["job"], run["found"]) for run in dry] == [(run["job"], run["found"]) for run in real]
+
+
 # --------------------------------------------------------------------------------------------------------------- apply
 
 

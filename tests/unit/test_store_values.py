@@ -13,7 +13,9 @@ import pytest
 from bson import Binary, Code, DBRef, Decimal128, Int64, MaxKey, MinKey, ObjectId, Regex, Timestamp
 from bson.datetime_ms import DatetimeMS
 
+from agent.errors import StoreError, StoreUnavailableError
 from agent.store import (
+    Store,
     comparable,
     decode,
     encode,
@@ -161,3 +163,11 @@ def test_a_filter_from_the_configuration_may_name_bson_types() -> None:
         "$or": [{"_id": {"$in": [ID, 7]}}, {"at": {"$lt": NOON}}],
         "tenant": "a",
     }
+
+
+@pytest.mark.parametrize("uri", ["mongodb://h:99999", "mongodb://h:port", "mongodb+srv://", "mongodb://"])
+async def test_what_can_be_no_connection_string_is_said_at_once(uri: str) -> None:
+    """As an error of ours, and not as a server that is away."""
+    with pytest.raises(StoreError) as raised:
+        Store(uri)
+    assert not isinstance(raised.value, StoreUnavailableError)
