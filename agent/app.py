@@ -12,6 +12,7 @@ import os
 import secrets
 import signal
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -37,7 +38,7 @@ from agent.runner import Runner
 from agent.scheduler import Scheduler, Timetable
 from agent.settings import Settings
 from agent.store import Collection, Document, Namespace, Store, time_limit
-from agent.web import Context, RateLimiter, Server, TokenFile, make_app, ssl_context
+from agent.web import Context, RateLimiter, Server, TokenFile, make_app, renew, ssl_context
 
 log = structlog.get_logger()
 
@@ -135,6 +136,7 @@ class Service:
         self._providers: set[str] = set()
         self._tokens = TokenFile(self.settings.http.tokens_file)
         self._limiter = RateLimiter(self.settings.http.rate_limit)
+        self._tls: ssl.SSLContext | None = None
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._startup = Flag("MongoDB was not reached yet")
@@ -214,7 +216,8 @@ class Service:
             base_path=http.base_path,
             limiter=self._limiter,
         )
-        return Server(make_app(context), http.host, http.port, tls=ssl_context(http.tls_cert, http.tls_key))
+        self._tls = ssl_context(http.tls_cert, http.tls_key)
+        return Server(make_app(context), http.host, http.port, tls=self._tls)
 
     def _read_tokens(self) -> None:
         """Reads the tokens once, so that a bad file is said at start. Raises ``ConfigurationError``."""
@@ -377,10 +380,12 @@ class Service:
     # --- reload
 
     async def reload(self) -> Document:
-        """Loads the configuration again. Raises ``ConfigurationError``; then the running one stays."""
+        """Loads configuration and certificate again. Raises ``ConfigurationError``; then those in use stay."""
         now = dt.datetime.now(dt.UTC)
+        http = self.settings.http
         try:
             settings = await asyncio.to_thread(self._load)
+            renew(self._tls, http.tls_cert, http.tls_key)
         except ConfigurationError:
             self.agent.metrics.config_reloaded(ok=False, at=now)
             raise

@@ -7,7 +7,7 @@ says what an endpoint is, ``api``, ``probes`` and ``page`` list them, ``edge`` i
 from agent.web.application import ENDPOINTS, make_app
 from agent.web.contract import Context, Handle, Operations, PassHandle
 from agent.web.limits import RateLimiter
-from agent.web.server import Server, ssl_context
+from agent.web.server import Server, renew, ssl_context
 from agent.web.tokens import TokenFile, Tokens
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "TokenFile",
     "Tokens",
     "make_app",
+    "renew",
     "ssl_context",
 ]

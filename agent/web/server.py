@@ -30,6 +30,13 @@ def ssl_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | 
     return context
 
 
+def renew(context: ssl.SSLContext | None, certificate: Path | None, key: Path | None) -> None:
+    """Has new connections get the certificate that the files hold by now. Raises ``ConfigurationError``."""
+    if context is not None and certificate is not None:
+        ssl_context(certificate, key)  # a bad pair must not reach the context in use
+        context.load_cert_chain(certificate, key)
+
+
 class Server:
     """An application that is served until ``stop``."""
 

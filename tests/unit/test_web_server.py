@@ -12,17 +12,21 @@ import aiohttp
 import pytest
 
 from agent.errors import ConfigurationError
-from agent.web import Server, make_app, ssl_context
+from agent.web import Server, make_app, renew, ssl_context
 from tests.unit.web_fake import ANN, parts
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A certificate for this machine, and its key."""
+    return made_in(tmp_path_factory.mktemp("tls"))
+
+
+def made_in(directory: Path) -> tuple[Path, Path]:
+    """A new certificate, and its key."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("openssl is not installed")
-    directory = tmp_path_factory.mktemp("tls")
     certificate, key = directory / "tls.crt", directory / "tls.key"
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
     new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
@@ -56,6 +60,26 @@ async def test_tls_is_spoken_with_a_certificate(certificate: tuple[Path, Path]) 
             assert answer.status == 200
         with pytest.raises(aiohttp.ClientError):
             await session.get(f"http://127.0.0.1:{port}/livez")
+    await server.stop()
+
+
+async def test_a_certificate_that_was_changed_is_served_from_then_on(tmp_path: Path) -> None:
+    """Without a restart; a file that is broken meanwhile changes nothing."""
+    certificate, key = made_in(tmp_path)
+    tls = ssl_context(certificate, key)
+    server = Server(make_app(parts(None).context), "127.0.0.1", 0, tls=tls)
+    port = await server.start()
+    made_in(tmp_path)
+    renew(tls, certificate, key)
+    trust = ssl.create_default_context(cafile=certificate)
+    for content in (None, "no certificate"):
+        if content is not None:
+            certificate.write_text(content, encoding="utf-8")
+            with pytest.raises(ConfigurationError, match=r"http.tls_cert, http.tls_key"):
+                renew(tls, certificate, key)
+        url = f"https://127.0.0.1:{port}/livez"
+        async with aiohttp.ClientSession() as session, session.get(url, ssl=trust) as answer:
+            assert answer.status == 200
     await server.stop()
 
 
