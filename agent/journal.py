@@ -23,6 +23,8 @@ INDEXES: tuple[Index, ...] = (
     ),
     Index((("started_at", -1), ("_id", -1)), name="history"),
     Index((("job", 1), ("started_at", -1)), name="job_history"),
+    # The last success of a job that has failed for weeks is asked for every few seconds.
+    Index((("job", 1), ("outcome", 1), ("started_at", -1)), name="job_outcomes"),
     Index((("pass", 1),), name="pass"),
     Index((("expires_at", 1),), expire_after=dt.timedelta(0), name="keep"),
 )

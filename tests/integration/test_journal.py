@@ -180,3 +180,17 @@ async def test_the_last_run_and_those_finished_of_late_are_found(records: Journa
     assert last["_id"] == "r0"
     assert await records.last("a", {"outcome": "failed"}) is None
     assert [one["_id"] for one in await records.of_pass("p")] == [f"r{number}" for number in range(5)]
+
+
+async def test_the_last_success_of_a_job_that_only_fails_is_found_without_a_walk(records: Journal, db: Db) -> None:
+    """However many records it has: the agent asks every few seconds."""
+    for number in range(300):
+        outcome = "succeeded" if number == 0 else "failed"
+        await records.open(run(str(number), started_at=NOON + number * MINUTE, outcome=outcome, ended_at=NOON))
+    db.command("profile", 2)
+    found = await records.last("old", {"outcome": "succeeded", "trigger": {"$ne": "restore"}, "dry_run": False})
+    db.command("profile", 0)
+    assert found is not None
+    assert found["_id"] == "0"
+    (seen,) = db["system.profile"].find({"op": "query", "ns": f"{db.name}.runs"})
+    assert seen["docsExamined"] <= 10
