@@ -228,11 +228,15 @@ class LeaseLostError(AgentError):
 
 
 class RefusedError(AgentError):
-    """A guard said no before the first change. ``guard`` is its name, the message what it saw and what would help."""
+    """A guard said no before the first change. ``guard`` is its name, the message what it saw and what would help.
 
-    def __init__(self, guard: str, message: str) -> None:
+    ``consent`` is what an operator can accept so that the guard lets a run pass; nothing where no consent helps.
+    """
+
+    def __init__(self, guard: str, message: str, *, consent: str | None = None) -> None:
         super().__init__(message)
         self.guard = guard
+        self.consent = consent
 
 
 class InterruptedRunError(AgentError):

@@ -183,10 +183,11 @@ class Execution:
         reason = cap(job.limit, found, self._report.population, truncates=job.truncates)
         if reason is None or "cap" in self._run.accept:
             return
+        refusal = refuse_cap(reason, job.name)
         if not self._run.dry_run:
-            raise refuse_cap(reason, job.name)
+            raise refusal
         self._report.would_refuse = "cap"
-        self._run.reason = str(refuse_cap(reason, job.name))
+        self._run.reason, self._run.consent = str(refusal), refusal.consent
 
     def _most(self, job: Job, due: Spool) -> int:
         """How many of the due items one run takes."""

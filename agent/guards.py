@@ -27,7 +27,9 @@ def judge(proof: Proof, baseline: Baseline | None, accept: frozenset[str], job: 
     refusal = proof.refusal or _compared(proof, baseline)
     if refusal is None or (proof.consent and proof.guard in accept):
         return
-    raise RefusedError(proof.guard, f"{refusal}{_consent(job, proof.guard) if proof.consent else ''}")
+    if not proof.consent:
+        raise RefusedError(proof.guard, refusal)
+    raise _open_to_consent(proof.guard, refusal, job)
 
 
 def _compared(proof: Proof, baseline: Baseline | None) -> str | None:
@@ -61,8 +63,9 @@ def cap(limit: Limit, found: int, population: int, *, truncates: bool) -> str | 
 
 def refuse_cap(reason: str, job: str) -> RefusedError:
     """The refusal of a run by its cap."""
-    return RefusedError("cap", f"{reason}{_consent(job, 'cap')}")
+    return _open_to_consent("cap", reason, job)
 
 
-def _consent(job: str, guard: str) -> str:
-    return f"; if that is right, consent with: maintenance-agent run {job} --accept {guard}"
+def _open_to_consent(guard: str, reason: str, job: str) -> RefusedError:
+    how = f"; if that is right, consent with: maintenance-agent run {job} --accept {guard}"
+    return RefusedError(guard, f"{reason}{how}", consent=guard)

@@ -352,6 +352,10 @@ class Run:
     seconds: float | None = None
     outcome: Outcome | None = None
     reason: str | None = None
+    guard: Guard | None = None
+    """The guard that refused it."""
+    consent: str | None = None
+    """What an operator can accept so that the next run is not refused, or would not be."""
     term: int | None = None
     accept: frozenset[str] = frozenset()
     source: str | None = None
@@ -378,6 +382,8 @@ class Run:
             "seconds": self.seconds,
             "outcome": self.outcome,
             "reason": self.reason,
+            "guard": self.guard,
+            "consent": self.consent,
             "population": report.population,
             "found": without_zeros(report.found),
             "held": without_zeros(report.held),

@@ -94,7 +94,6 @@ class Active:
         self.run = run
         self.deadline = deadline
         self.stop = asyncio.Event()
-        self.guard: Guard | None = None
         self.error: AgentError | None = None
         self.task: asyncio.Task[None] | None = None
 
@@ -271,7 +270,8 @@ class Runner:
                     async with lease.renewing():
                         await body(execution)
         except RefusedError as error:
-            active.guard, run.reason = cast("Guard", error.guard), f"{error.guard}: {error}"
+            run.guard, run.consent = cast("Guard", error.guard), error.consent
+            run.reason = f"{error.guard}: {error}"
             return "refused"
         except (InterruptedRunError, LeaseLostError, asyncio.CancelledError) as error:
             run.reason = str(error) or "the agent was shut down"
@@ -342,7 +342,7 @@ class Runner:
     def _report(self, active: Active) -> None:
         run, report = active.run, active.run.report
         outcome: Outcome = run.outcome or "failed"
-        self._observer.run_ended(run.job, outcome, run.seconds or 0.0, report.changed, report.failed, active.guard)
+        self._observer.run_ended(run.job, outcome, run.seconds or 0.0, report.changed, report.failed, run.guard)
         write = log.info if outcome in {"succeeded", "interrupted"} else log.warning
         write(
             "run_ended",

@@ -215,6 +215,10 @@ class Run(Answer):
     seconds: float | None = None
     outcome: Outcome | None = Field(default=None, description="null: it is running.")
     reason: str | None = Field(default=None, description="Why it was refused, or failed.")
+    guard: Guard | None = Field(default=None, description="The guard that refused it.")
+    consent: Consent | None = Field(
+        default=None, description="What `accept` has to name so that such a run is not refused; null: nothing helps."
+    )
     population: int = Field(default=0, description="Out of how many it selected.")
     found: dict[What, int] = Field(default_factory=dict, description="What it found; what is held included.")
     held: dict[Hold, int] = Field(default_factory=dict, description="What it left alone, and why.")

@@ -78,6 +78,8 @@ async def test_a_record_says_all_there_is_to_say(database: Database, db: Db) -> 
             "scheduled_for": when,
             "outcome": "succeeded",
             "reason": None,
+            "guard": None,
+            "consent": None,
             "population": 6,
             "found": {"expired": 6},
             "held": {},
@@ -94,13 +96,33 @@ async def test_a_record_says_all_there_is_to_say(database: Database, db: Db) -> 
         assert shown["started_at"].endswith("Z")
 
 
+async def test_a_refusal_names_the_guard_and_what_an_operator_can_accept(
+    database: Database, db: Db, root: Path
+) -> None:
+    """In fields of their own, so that nobody has to read them out of the reason; null where no consent helps."""
+    finished(db)
+    db.generated_applications.insert_one({"model_slug": "m", "app_number": 1, "created_at": server_now(db) - DAY})
+    jobs: dict[str, dict[str, Any]] = {
+        "old": {"kind": "retention", "limit": {"fraction": 0.1, "floor": 0}},
+        "apps": {"kind": "orphan_records", "root": str(root / "missing")},
+        "empty": {"kind": "orphan_records", "root": str(root)},
+    }
+    async with opened(database, db, jobs) as bench:
+        ran, looked = await bench.run("old"), await bench.dry("old")
+        assert (ran["outcome"], ran["guard"], ran["consent"]) == ("refused", "cap", "cap")
+        assert (looked["would_refuse"], looked["guard"], looked["consent"]) == ("cap", None, "cap")
+        unread, unproven = await bench.run("apps"), await bench.run("empty")
+        assert (unread["outcome"], unread["guard"], unread["consent"]) == ("refused", "root", None)
+        assert (unproven["outcome"], unproven["guard"], unproven["consent"]) == ("refused", "root", "root")
+
+
 async def test_outcomes_and_refusals_are_counted_in_the_process(database: Database, db: Db) -> None:
     """One line a run; nothing is in progress afterwards and no lease is held."""
     finished(db)
     async with opened(database, db, {"old": {"kind": "retention", "limit": {"fraction": 0.1, "floor": 0}}}) as bench:
         assert (await bench.run("old"))["outcome"] == "refused"
-        assert (await bench.run("old", accept=frozenset({"cap"})))["outcome"] == "succeeded"
         assert (await bench.dry("old"))["outcome"] == "succeeded"
+        assert (await bench.run("old", accept=frozenset({"cap"})))["outcome"] == "succeeded"
         assert sample(bench, "runs_total", job_name="old", outcome="refused") == 1
         assert sample(bench, "runs_total", job_name="old", outcome="succeeded") == 2
         assert sample(bench, "refusals_total", job_name="old", guard="cap") == 1

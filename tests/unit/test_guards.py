@@ -64,6 +64,7 @@ def test_nobody_can_consent_to_a_root_that_cannot_be_read() -> None:
     with pytest.raises(RefusedError) as caught:
         judge(Proof("root", refusal="/data does not exist", consent=False), None, frozenset({"root"}), "apps")
     assert "--accept" not in str(caught.value)
+    assert caught.value.consent is None
 
 
 @pytest.mark.parametrize(
@@ -98,5 +99,5 @@ def test_a_kind_that_truncates_knows_no_absolute_number() -> None:
 def test_a_refusal_by_the_cap_says_how_to_consent() -> None:
     """With the job's name in the command."""
     error = refuse_cap("11 items are more than limit.items = 10", "old")
-    assert error.guard == "cap"
+    assert (error.guard, error.consent) == ("cap", "cap")
     assert str(error).endswith("maintenance-agent run old --accept cap")

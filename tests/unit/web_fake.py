@@ -32,6 +32,8 @@ RUN: Json = {
     "seconds": 1.5,
     "outcome": "succeeded",
     "reason": None,
+    "guard": None,
+    "consent": None,
     "population": 128,
     "found": {"orphan": 28},
     "held": {},

@@ -281,11 +281,11 @@ const actions = {
     const yes = await confirm({
       title: `Run ${run.job} although a guard said no?`,
       body: [refusalNote(run, job, { consent: false, level: "h3" }), h("p", null, `With your consent ${run.job} ${does(job ?? run)}, now. Your name and what you consented to stand in the record of the run.`)],
-      label: `Consent to “${said.guard}” and run`,
+      label: `Consent to “${said.accept}” and run`,
       danger: true,
       acknowledge: "I have looked at this, and it is right.",
     });
-    if (yes) await start(run.job, [said.guard]);
+    if (yes) await start(run.job, [said.accept]);
   },
 
   apply: async ({ plan }) => {

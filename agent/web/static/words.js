@@ -5,7 +5,6 @@ const few = new Intl.NumberFormat(undefined, { maximumFractionDigits: 2 });
 
 export const OUTCOMES = ["succeeded", "failed", "timed_out", "refused", "interrupted"];
 export const TRIGGERS = ["schedule", "startup", "manual", "plan", "restore", "cli"];
-export const CONSENTABLE = ["root", "targets", "cap"];
 
 // Findings that are reported, never changed.
 const REPORTED = ["malformed", "unreadable", "outside", "overcommitted"];
@@ -116,7 +115,7 @@ export const triggerWord = (trigger) => TRIGGER_WORDS[trigger] ?? trigger;
 
 // ------------------------------------------------------------------------------------------------------------- guards
 
-const CONSENT = /;? ?if that is right, consent with:.*$/s;
+const COMMAND = /; if that is right, consent with:.*$/s; // the page has a button for it
 const GUARDS = {
   root: {
     title: "the volume is not proven",
@@ -163,10 +162,9 @@ function at(job, key) {
 /** What a guard saw in a run, and what an operator can do; nothing where none refused, or would. */
 export function refusal(run, job) {
   if (run.outcome !== "refused" && !run.would_refuse) return null;
+  const guard = run.would_refuse ?? run.guard ?? null;
   const reason = run.reason ?? "";
-  const named = /^([a-z]+): /.exec(reason);
-  const guard = run.would_refuse ?? (named && GUARDS[named[1]] ? named[1] : null);
-  const saw = (named && named[1] === guard ? reason.slice(named[0].length) : reason).replace(CONSENT, "");
+  const saw = (reason.startsWith(`${guard}: `) ? reason.slice(guard.length + 2) : reason).replace(COMMAND, "");
   const words = GUARDS[guard] ?? { title: "a guard said no", why: "Nothing was changed.", help: () => [], consent: "" };
   return {
     guard,
@@ -175,7 +173,8 @@ export function refusal(run, job) {
     why: run.would_refuse ? "This is a preview: nothing was changed." : words.why,
     help: words.help(job, Boolean(run.would_refuse)),
     // The record says whether consent helps: an unreadable root, for one, is refused whatever anybody says.
-    consent: CONSENTABLE.includes(guard) && CONSENT.test(reason) ? words.consent : "",
+    accept: run.consent ?? null,
+    consent: run.consent ? words.consent : "",
     wouldRefuse: Boolean(run.would_refuse),
   };
 }
