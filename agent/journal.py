@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from agent.errors import DuplicateError, NotFoundError, SlotTakenError
 from agent.job import Run
-from agent.store import Collection, Document, Index, Session
+from agent.store import Collection, Document, Index, Session, id_to_json, to_extended_json
 
 INDEXES: tuple[Index, ...] = (
     Index(
@@ -163,3 +163,10 @@ class Journal:
 def shown(record: Document) -> Document:
     """The record as people and machines see it."""
     return {key: value for key, value in record.items() if key not in _HIDDEN}
+
+
+def as_json(record: Document) -> Document:
+    """The record in plain JSON types; the ids in its sample are as every operation takes them."""
+    sample = [{**item, "id": id_to_json(item["id"])} for item in record["sample"]]
+    plain: Document = to_extended_json({**record, "sample": sample})
+    return plain

@@ -18,6 +18,7 @@ from agent.controls import statistics
 from agent.errors import BusyError, NotFoundError, UsageError
 from agent.execution import Execution
 from agent.job import Item, Job, Ports, Trigger
+from agent.journal import as_json
 from agent.reader import Overlay, StoreReader
 from agent.runner import (
     RESTORE_TIMEOUT,
@@ -32,7 +33,17 @@ from agent.runner import (
     new_id,
     order_of,
 )
-from agent.store import Document, Namespace, ObjectId, comparable, from_extended_json, is_storable, to_extended_json
+from agent.store import (
+    Document,
+    Namespace,
+    ObjectId,
+    comparable,
+    exact_json,
+    from_extended_json,
+    id_to_json,
+    is_storable,
+    to_extended_json,
+)
 from agent.volume import Volume
 
 Schedule = Callable[[str], dt.datetime | None]
@@ -149,7 +160,7 @@ class Operations:
         if not await self._keep.journal.ask_to_stop(run_id):
             raise UsageError(f"run {run_id} has ended ({record['outcome']}): there is nothing to cancel")
         del requested_by
-        return _json(record)
+        return as_json(record)
 
     # --- plans, restore
 
@@ -271,7 +282,7 @@ class Operations:
         id = await self._id(namespace, id_text)
         why = reason or "held by an operator"
         await self._keep.marks.hold(namespace, [id], by=requested_by, reason=why, until=None)
-        return _json({**namespace._asdict(), "id": id, "held": True, "by": requested_by, "reason": why})
+        return _json({**namespace._asdict(), "id": id_to_json(id), "held": True, "by": requested_by, "reason": why})
 
     async def release(
         self,
@@ -293,7 +304,7 @@ class Operations:
             raise NotFoundError(f"{namespace} has no held document with the id {id_text}")
         id = _the_one(id_text, found, str(namespace))
         await self._keep.marks.release(namespace, id)
-        return _json({**namespace._asdict(), "id": id, "held": False})
+        return _json({**namespace._asdict(), "id": id_to_json(id), "held": False})
 
     async def _id(self, namespace: Namespace, text: str) -> Any:
         found = await self._keep.store.collection(namespace).find_all(_any_id("_id", text), ["_id"])
@@ -344,7 +355,7 @@ class Operations:
         return await self._described(job, await self._keep.controls.pauses())
 
     async def _described(self, job: Job, pauses: Mapping[str | None, Document]) -> Document:
-        settings = job.model_dump(mode="json")
+        settings, last = job.model_dump(mode="json"), await self._keep.journal.last(job.name, {})
         return _json(
             {
                 "name": job.name,
@@ -354,7 +365,7 @@ class Operations:
                 "paused": None in pauses or job.name in pauses,
                 "schedule": {key: settings.get(key) for key in ("every", "cron", "timezone", "run_on_startup")},
                 "settings": settings,
-                "last_run": await self._keep.journal.last(job.name, {}),
+                "last_run": as_json(last) if last else None,
                 "next_run": self._next_run(job.name),
             }
         )
@@ -373,7 +384,7 @@ class Operations:
         asked = {"job": job, "pass": pass_id, "outcome": outcome, "trigger": trigger}
         filter = {key: value for key, value in asked.items() if value is not None}
         page, following = await self._keep.journal.page(filter, before=before, limit=limit)
-        return [_json(record) for record in page], following
+        return [as_json(record) for record in page], following
 
     async def run(self, run_id: str, /) -> Document:
         """One run, also one that waits for its turn. Raises ``NotFoundError``."""
@@ -382,7 +393,7 @@ class Operations:
                 if record["_id"] == run_id and (record["started_at"] is None):
                     return record
         active = self._runner.active(run_id)
-        return active.record() if active is not None else _json(await self._keep.journal.get(run_id))
+        return active.record() if active is not None else as_json(await self._keep.journal.get(run_id))
 
     async def items(
         self, run_id: str, /, *, after: str | None = None, limit: int = 100
@@ -392,7 +403,7 @@ class Operations:
         if after is not None and not ObjectId.is_valid(after):
             raise UsageError(f"after is the _id of an item, not {after!r}")
         page, following = await self._keep.archive.page(run_id, after=after, limit=limit)
-        return [_json(entry) for entry in page], following
+        return [_json({**entry, "id": id_to_json(entry["id"])}) for entry in page], following
 
     async def reload(self, *, requested_by: str | None) -> Document:
         """Loads the configuration again. Raises ``ConfigurationError``; then the running one stays."""
@@ -423,7 +434,7 @@ class Operations:
                 "job": job.name,
                 "kind": job.kind,
                 **job.namespace._asdict(),
-                "id": id,
+                "id": id_to_json(id),
                 "found": item.what if item else None,
                 "action": item.action if item else None,
                 "reason": item.reason if item else "the job would leave it alone",
@@ -498,7 +509,7 @@ def _the_one(text: str, found: Sequence[Any], where: str) -> Any:
     if not found:
         raise NotFoundError(f"{where} has no document with the id {text}")
     if len(found) > 1:
-        listed = ", ".join(str(to_extended_json(id)) for id in found)
+        listed = ", ".join(exact_json(id) for id in found)
         raise UsageError(f"{text} means several documents of {where}: {listed}; write the one as Extended JSON")
     return found[0]
 

@@ -30,9 +30,10 @@ from agent.errors import (
 )
 from agent.execution import Execution
 from agent.job import Guard, Job, Outcome, Run, Scope, Trigger
+from agent.journal import as_json
 from agent.lease import HeldError, Lease, Leases
 from agent.reader import Overlay
-from agent.store import Document, Session, time_limit, to_extended_json
+from agent.store import Document, Session, time_limit
 
 log = structlog.get_logger()
 
@@ -104,8 +105,7 @@ class Active:
 
     def record(self) -> Document:
         """The record as it is now, as JSON."""
-        shown: Document = to_extended_json(self.run.document)
-        return shown
+        return as_json(self.run.document)
 
     async def wait(self, seconds: float | None = None) -> bool:
         """Waits for the end, that long at most; says whether it came."""
@@ -452,8 +452,7 @@ def _waiting(order: Order) -> Document:
         accept=order.accept,
         source=order.source,
     )
-    shown: Document = to_extended_json(run.document)
-    return shown
+    return as_json(run.document)
 
 
 def new_id() -> str:

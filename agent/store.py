@@ -58,8 +58,10 @@ __all__ = [
     "comparable",
     "decode",
     "encode",
+    "exact_json",
     "from_extended_json",
     "from_extended_mapping",
+    "id_to_json",
     "is_storable",
     "time_limit",
     "to_extended_json",
@@ -107,6 +109,9 @@ _RAW: CodecOptions[RawBSONDocument] = CodecOptions(
 )
 _JSON = json_util.JSONOptions(
     json_mode=json_util.JSONMode.RELAXED, tz_aware=True, datetime_conversion=DatetimeConversion.DATETIME_AUTO
+)
+_EXACT = json_util.JSONOptions(
+    json_mode=json_util.JSONMode.CANONICAL, tz_aware=True, datetime_conversion=DatetimeConversion.DATETIME_AUTO
 )
 _WRITE = WriteConcern(w="majority")
 _EXTENDED_KEYS = {"$oid", "$date", "$numberInt", "$numberLong", "$numberDouble", "$numberDecimal", "$uuid", "$binary"}
@@ -213,6 +218,19 @@ def to_extended_json(value: object) -> Any:
     if isinstance(value, Int64):
         return int(value)
     return json.loads(json_util.dumps(value, json_options=_JSON))
+
+
+def id_to_json(id: object) -> Any:
+    """An ``_id`` as relaxed Extended JSON, of which ``from_extended_json`` makes the same ``_id`` again.
+
+    Here a date is no mere text, since a text could be somebody's ``_id`` too.
+    """
+    return json.loads(json_util.dumps(id, json_options=_JSON))
+
+
+def exact_json(value: object) -> str:
+    """``value`` as canonical Extended JSON, in which even numbers say of which type they are."""
+    return json_util.dumps(value, json_options=_EXACT)
 
 
 def from_extended_json(text: str) -> Any:

@@ -135,10 +135,14 @@ def styled(word: str | None) -> Text:
 
 
 def shown(value: object) -> str:
-    """A value in a cell: text as it is, an ObjectId by its digits (which are taken for it), the rest as JSON."""
+    """A value in a cell: text as it is, an ObjectId by its digits (which are taken for it), the rest as JSON.
+
+    Text that a terminal would not show as it is becomes JSON too: so every ``_id`` that is shown can be given again.
+    """
     if isinstance(value, dict) and set(value) == {"$oid"}:
         return str(value["$oid"])
-    return plain(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if plain(text) == text else json.dumps(value)
 
 
 def counts(values: Mapping[str, int]) -> str:

@@ -151,7 +151,7 @@ def _shown(record: dict[str, Any], width: int = 100) -> str:
 def test_what_a_database_holds_is_neither_markup_nor_moves_the_cursor() -> None:
     sample = [{"id": "[red]\x1b[2Jid\n:boom:\u202e", "action": "deleted", "reason": "\x07[/red]"}]
     shown = _shown({**RUN, "dry_run": True, "found": {"expired": 1}, "sample": sample, "reason": "[bold]\x9b"})
-    assert "[red]\\x1b[2Jid\\n:boom:\\u202e" in shown
+    assert '"[red]\\u001b[2Jid\\n:boom:\\u202e"' in shown
     assert "\\x07[/red]" in shown
     assert "old_tasks: [bold]\\x9b" in shown
     assert not set(shown) & {"\x1b", "\x07", "\x9b", "\u202e"}

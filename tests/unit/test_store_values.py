@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
+import json
 import math
 import re
 import uuid
@@ -21,6 +22,7 @@ from agent.store import (
     encode,
     from_extended_json,
     from_extended_mapping,
+    id_to_json,
     to_extended_json,
     type_name,
 )
@@ -128,6 +130,13 @@ def test_every_value_can_be_shown_as_json() -> None:
     assert shown["decimal"] == {"$numberDecimal": "1.10"}
     assert shown["long"] == 1
     assert to_extended_json((1, "a")) == [1, "a"]
+
+
+def test_an_id_that_is_shown_can_be_read_again() -> None:
+    """As the server compares, which takes 1 and 1.0 for the same."""
+    uuids = [Binary.from_uuid(uuid.UUID(int=7)), Binary(b"7" * 16, 3)]
+    for id in (*itertools.chain.from_iterable(ALIKE), *uuids):
+        assert comparable(from_extended_json(json.dumps(id_to_json(id)))) == comparable(id)
 
 
 @pytest.mark.parametrize(
