@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from agent.health import Health
 from agent.job import Trigger
 from agent.metrics import Metrics
-from agent.web.limits import RateLimiter
+from agent.web.limits import RateLimiter, Turns
 from agent.web.tokens import TokenFile
 
 Json = dict[str, Any]
@@ -128,3 +128,4 @@ class Context:
     version: str
     base_path: str = ""
     limiter: RateLimiter = field(default_factory=RateLimiter)
+    turns: Turns = field(default_factory=Turns)

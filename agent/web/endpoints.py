@@ -91,6 +91,8 @@ def bind(endpoint: Endpoint, context: Context) -> Callable[[web.Request], Awaita
     """The handler of an endpoint with its checks before it."""
 
     async def checked(request: web.Request) -> web.StreamResponse:
+        if not endpoint.open:
+            await context.turns.take()
         name = "" if endpoint.open else _name_of(request, await context.tokens.current(), context)
         if endpoint.changes:
             _limit(name, context)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
+import itertools
 import os
 import timeit
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from pytest_aiohttp.plugin import AiohttpClient
 
 from agent.web import RateLimiter, TokenFile, make_app, tokens
+from agent.web.limits import Turns
 from tests.unit.web_fake import ANN, BOB, parts
 
 STATUS, RUN = "/api/maintenance/status", "/api/maintenance/jobs/orphan_apps/run"
@@ -249,6 +252,26 @@ async def test_too_many_changes_are_429_with_retry_after(aiohttp_client: Aiohttp
     assert (await client.post("/api/maintenance/pause", headers=bearer(BOB))).status == 200
     clock.now += 30
     assert (await client.post("/api/maintenance/pause", headers=bearer(ANN))).status == 200
+
+
+async def test_a_few_requests_begin_in_a_turn_of_the_loop_and_the_others_in_later_ones() -> None:
+    """In their order, and what else is due goes on between them; one that lasts keeps no place."""
+    turns, began, going_on = Turns(2), list[int](), asyncio.Event()
+
+    async def request(number: int) -> None:
+        await turns.take()
+        began.append(number)
+        await going_on.wait()
+
+    requests = [asyncio.create_task(request(number)) for number in range(7)]
+    seen = []
+    while len(began) < len(requests):
+        await asyncio.sleep(0)
+        seen.append(len(began))
+    assert began == list(range(7))
+    assert all(after - before <= 2 for before, after in itertools.pairwise(seen))
+    going_on.set()
+    await asyncio.gather(*requests)
 
 
 def test_looking_a_token_up_takes_as_long_for_a_right_one_as_for_a_wrong_one() -> None:
