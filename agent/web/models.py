@@ -213,7 +213,10 @@ class Run(Answer):
     started_at: AwareDatetime | None = None
     ended_at: AwareDatetime | None = Field(default=None, description="null: it is running.")
     seconds: float | None = None
-    outcome: Outcome | None = Field(default=None, description="null: it is running.")
+    outcome: Outcome | Literal["skipped"] | None = Field(
+        default=None,
+        description="null: it is running, or waits. `skipped` runs of a pass did not begin: no record is kept.",
+    )
     reason: str | None = Field(default=None, description="Why it was refused, or failed.")
     guard: Guard | None = Field(default=None, description="The guard that refused it.")
     consent: Consent | None = Field(
