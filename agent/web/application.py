@@ -27,6 +27,7 @@ def make_app(context: Context) -> web.Application:
     prefixes = sorted({"", context.base_path})
     labels = {f"{prefix}{template(one.path)}": template(one.path) for prefix in prefixes for one in ENDPOINTS}
     app = web.Application(middlewares=[edge(context.metrics, labels)], client_max_size=BODY_LIMIT)
+    page.setup(app)
     app[openapi.DESCRIPTION] = json.dumps(openapi.document(ENDPOINTS, context.base_path)).encode()
     context.metrics.set_routes(_series(ENDPOINTS))
     for prefix in prefixes:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+import aiohttp_jinja2
 import jinja2
 from aiohttp import web
 
@@ -32,20 +33,26 @@ _HERE: Final = Path(__file__).parent
 _FILES: Final = {path.name: path.read_bytes() for path in sorted(_HERE.joinpath("static").iterdir())}
 DIGEST: Final = hashlib.sha256(b"".join(_FILES.values())).hexdigest()[:DIGEST_LENGTH]
 
-_TEMPLATES: Final = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(_HERE / "templates"), autoescape=True, undefined=jinja2.StrictUndefined
-)
 _CLASSIC: Final = {"theme.js"}  # scripts that are no modules
 _MODULES: Final = [name for name in _FILES if name.endswith(".js") and name not in _CLASSIC]
+
+
+def setup(app: web.Application) -> None:
+    """Gives the application the page's template. What it is told is escaped, and nothing may be left untold."""
+    loader = jinja2.FileSystemLoader(_HERE / "templates")
+    aiohttp_jinja2.setup(app, loader=loader, undefined=jinja2.StrictUndefined)
 
 
 async def get_page(call: Call) -> web.Response:
     """The shell."""
     tokens = await call.context.tokens.current()
-    text = _TEMPLATES.get_template("page.html").render(
-        static=f"static/{DIGEST}", modules=_MODULES, version=call.context.version, access=bool(tokens.digests)
-    )
-    return web.Response(text=text, content_type="text/html")
+    told = {
+        "static": f"static/{DIGEST}",
+        "modules": _MODULES,
+        "version": call.context.version,
+        "access": bool(tokens.digests),
+    }
+    return aiohttp_jinja2.render_template("page.html", call.request, told)
 
 
 async def get_file(call: Call) -> web.Response:
