@@ -17,7 +17,7 @@ PYTEST_ARGS ?=
 TYPED = agent tests $(wildcard dashboards)
 YAML = $(wildcard .pre-commit-config.yaml .yamllint.yaml config)
 
-.PHONY: help demo stack run test faults check lint format bench docs sbom lock clean
+.PHONY: help demo stack run test faults check lint format bench docs picture sbom lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,10 @@ docs: $(VENV)/.dev ## Write the configuration reference anew, and build the docu
 	@$(BIN)/python -c "$$REFERENCE"
 	@$(BIN)/python -m mkdocs build --strict --quiet
 	@echo 'build/site/index.html'
+
+# The agent, a private mongod and the system's Chromium; a change of the page asks for a new picture.
+picture: $(VENV)/.dev
+	@$(BIN)/python -m tests.e2e.picture
 
 sbom: $(VENV)/.dev ## Write what the image installs as a CycloneDX bill of materials: build/sbom.cdx.json
 	@mkdir -p build

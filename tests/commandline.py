@@ -7,6 +7,7 @@ stand for its output, and is from there on a `maintenance-agent` as the shell wo
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -181,6 +182,14 @@ class Cli:
 def _pipe(pipe: IO[str] | None) -> IO[str]:
     assert pipe is not None
     return pipe
+
+
+@contextlib.contextmanager
+def usual_ports() -> Iterator[None]:
+    """For what takes the usual ports where they are free, as the demonstration does: one at a time."""
+    with (Path(tempfile.gettempdir()) / "maintenance-agent-usual-ports.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager

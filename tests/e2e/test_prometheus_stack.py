@@ -14,6 +14,7 @@ from typing import Any
 
 from agent.demo.mongod import listens
 from agent.demo.stack import get
+from tests.commandline import usual_ports
 from tests.e2e import stack
 
 PATIENCE_SECONDS = 60.0
@@ -36,6 +37,7 @@ def port(text: str, name: str) -> int:
     return int(found[1])
 
 
+@usual_ports()
 def test_the_stack_starts_and_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
     """The agent, Prometheus with the rules, Alertmanager that it knows; none of them outlives it."""
     stack.programs_or_skip()

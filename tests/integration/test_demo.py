@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests import commandline
-from tests.commandline import Cli
+from tests.commandline import Cli, usual_ports
 
 CHANGED = {
     "orphan_apps": {"deleted": 28},
@@ -57,6 +57,7 @@ def test_once_reports_a_dry_and_a_real_pass_and_leaves_nothing(cli: Cli, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+@usual_ports()
 def test_it_serves_until_a_signal_says_where_to_look_and_leaves_nothing(cli: Cli, tmp_path: Path) -> None:
     running = cli.start("demo", MAINTENANCE_DRY_RUN="true")  # the environment has no say in it
     out = running.folder / "out"

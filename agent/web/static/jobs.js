@@ -43,7 +43,7 @@ function card(job, allPaused) {
     h("dl", { class: "figures" }, figure("Found", last?.found), figure("Held", last?.held), figure("Changed", last?.changed)),
     last && refusal(last, job) ? shortRefusal(last, job) : null,
     last?.outcome !== "refused" && last?.reason && !last?.would_refuse ? h("p", { class: "reason" }, h("bdi", null, visible(last.reason))) : null,
-    h("div", { class: "beat" }, sparkline(job.name), h("p", { class: "next" }, nextRun(job, allPaused))),
+    h("div", { class: "beat" }, sparkline(job), h("p", { class: "next" }, nextRun(job, allPaused))),
     h("footer", { class: "actions" }, cardButtons(job, allPaused)),
   );
 }
@@ -113,9 +113,9 @@ function cardButtons(job, allPaused) {
 const [BAR, GAP, HEIGHT, LEAST] = [5, 2, 28, 3];
 
 /** How long the last runs took: a bar each, its colour the outcome; those that did not succeed are marked below it too. */
-function sparkline(name) {
+function sparkline({ name, last_run: last }) {
   const runs = (state.past.get(name) ?? []).slice(-SPARKS);
-  if (!runs.length) return h("p", { class: "faint spark" }, "no runs yet");
+  if (!runs.length) return h("p", { class: "faint spark" }, last ? "" : "no runs yet"); // those there are come in a moment
   const longest = Math.max(...runs.map((run) => run.seconds ?? 0), 0.001);
   const width = runs.length * (BAR + GAP);
   const failures = runs.filter((run) => run.outcome !== "succeeded").length;
