@@ -69,11 +69,10 @@ class Slots:
         return slots[-MISSED_AT_ONCE:]
 
     def interval(self, instant: dt.datetime) -> dt.timedelta:
-        """The time between two slots, around now."""
-        if self.every:
-            return self.every
-        first = self.after(instant)
-        return self.after(first) - first if first < NEVER else FARTHEST
+        """The longest time between two slots, from now on: over a weekend a job of the workdays is not overdue."""
+        if self.cron is not None:
+            return self.cron.longest_gap(instant.astimezone(self.zone).date(), self.zone)
+        return self.every or FARTHEST
 
 
 class Timetable:
@@ -126,7 +125,7 @@ class Timetable:
         return self.starts(slot)
 
     def interval(self, job: str, now: dt.datetime) -> dt.timedelta | None:
-        """The time between two slots of the job."""
+        """The longest time between two slots of the job."""
         return self._slots[job].interval(now) if job in self._slots else None
 
     def due(self, now: dt.datetime) -> tuple[dict[str, dt.datetime], dict[str, list[dt.datetime]]]:

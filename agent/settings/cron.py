@@ -15,6 +15,8 @@ import datetime as dt
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice, pairwise
 from typing import Self
 
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
@@ -33,6 +35,7 @@ _SUNDAY = 7
 # A 29th of February that also has to be on one day of the week comes back after 40 years at the latest (over 2100).
 _HORIZON = dt.timedelta(days=41 * 366)
 _MINUTE = dt.timedelta(minutes=1)
+_GAP_DAYS = 10  # days with a slot: more than a week of them, so that a weekend is among the gaps between them
 _PART = re.compile(
     r"(?P<first>\*|[0-9]{1,4}|[a-z]{3})(-(?P<last>[0-9]{1,4}|[a-z]{3}))?(/(?P<step>[0-9]{1,4}))?", re.ASCII
 )
@@ -139,17 +142,28 @@ class Cron:
                 return met
         raise ValueError(f"{self.text!r} does not come within {_HORIZON.days // 366} years")  # pragma: no cover
 
+    def longest_gap(self, start: dt.date, zone: dt.tzinfo) -> dt.timedelta:
+        """The longest time between two neighbouring slots of the ten days from ``start`` on that have any."""
+        return _longest_gap(self, start, zone)
+
     def _local_times(self, start: dt.datetime) -> Iterator[dt.datetime]:
         """The local times from ``start`` on, in order, clock changes aside."""
-        day = start.date()
-        end = day + _HORIZON
+        for day in self._days(start.date()):
+            for moment in self._times(day):
+                if moment >= start:
+                    yield moment
+
+    def _times(self, day: dt.date) -> Iterator[dt.datetime]:
+        for hour in self.hours:
+            for minute in self.minutes:
+                yield dt.datetime(day.year, day.month, day.day, hour, minute)  # noqa: DTZ001 - a local time
+
+    def _days(self, start: dt.date) -> Iterator[dt.date]:
+        """The days from ``start`` on that have a slot."""
+        day, end = start, start + _HORIZON
         while day < end:
             if self._meets(day):
-                for hour in self.hours:
-                    for minute in self.minutes:
-                        moment = dt.datetime(day.year, day.month, day.day, hour, minute)  # noqa: DTZ001 - a local time
-                        if moment >= start:
-                            yield moment
+                yield day
             day += dt.timedelta(days=1)
 
     def _meets(self, day: dt.date) -> bool:
@@ -157,6 +171,15 @@ class Cron:
             return False
         of_month, of_week = day.day in self.days, day.isoweekday() % _SUNDAY in self.weekdays
         return of_month or of_week if self.either_day else of_month and of_week
+
+
+@lru_cache(maxsize=256)
+def _longest_gap(cron: Cron, start: dt.date, zone: dt.tzinfo) -> dt.timedelta:
+    """Kept, since it is asked for every few seconds, and the same all day."""
+    days = list(islice(cron._days(start), _GAP_DAYS))  # noqa: SLF001 - the method that is kept
+    within = [after - before for before, after in pairwise(cron._times(days[0]))]  # noqa: SLF001
+    ends = [(_instant(min(times), zone), _instant(max(times), zone)) for times in ([*cron._times(day)] for day in days)]  # noqa: SLF001
+    return max([*within, *(first - last for (_, last), (first, _) in pairwise(ends))])
 
 
 def _instant(local: dt.datetime, zone: dt.tzinfo) -> dt.datetime:

@@ -18,7 +18,7 @@ from agent.settings.environment import PREFIX, environment_name, lay_environment
 from agent.settings.model import DEFAULT_JOBS, SECTIONS, SHARED, Settings
 from agent.settings.problems import refusal, suggestion, unknown_key
 from agent.settings.shapes import annotation_of, fields_of, kind_of
-from agent.settings.values import JOB_NAME
+from agent.settings.values import JOB_NAME, format_duration
 
 J = TypeVar("J", bound=BaseModel)
 
@@ -52,6 +52,7 @@ def load(
     _check_tls(draft)
     sections = _sections(draft)
     jobs = _jobs(draft, sections)
+    _fit_jitter(draft, sections, jobs)
     if draft.problems:
         raise ConfigurationError(draft.problems)
     warnings = [*draft.warnings, *legacy.shadowed(draft, old), *_oddities(draft, sections)]
@@ -194,6 +195,20 @@ def _jobs(draft: Draft, sections: Mapping[str, Any]) -> dict[str, Any]:
             _check_shared(draft, name, raw, kind)
             jobs[name] = draft.check(("jobs", name), _complete(name, raw, kind, sections), kind)
     return jobs
+
+
+def _fit_jitter(draft: Draft, sections: dict[str, Any], jobs: Mapping[str, Any]) -> None:
+    """A jitter past half of an interval would let slots overtake each other: one that is given is refused, else cut."""
+    schedule = sections["schedule"]
+    intervals = {name: job.every for name, job in jobs.items() if job is not None and job.enabled and job.every}
+    name = min(intervals, key=intervals.__getitem__, default="")
+    if not name or schedule.jitter <= intervals[name] / 2:
+        return
+    if draft.has(("schedule", "jitter")):
+        most, every = format_duration(intervals[name] / 2), format_duration(intervals[name])
+        draft.refuse(("schedule", "jitter"), f"give at most {most}, half of the {every} at which `{name}` runs")
+    else:
+        sections["schedule"] = schedule.model_copy(update={"jitter": intervals[name] / 2})
 
 
 def _check_names(draft: Draft, names: Sequence[str]) -> None:

@@ -169,7 +169,7 @@ class Archive(Section):
     keep: Duration = Field(
         default=dt.timedelta(days=7),
         ge=MINUTE,
-        description="How long copies, plans and holds on restored documents last.",
+        description="How long the copies last, and with them the right to restore what a run changed.",
     )
     max_size: Size = Field(
         default=2 * 2**30, description="Bytes that the copies may take; a full archive refuses changes."
@@ -184,7 +184,8 @@ class Schedule(Section):
     )
     jitter: Duration = Field(
         default=dt.timedelta(seconds=30),
-        description="A random delay of up to this, drawn once a slot, so that replicas and agents spread.",
+        description="A random delay of up to this, drawn once a slot, so that replicas and agents spread;"
+        " at most half of the shortest `every`.",
     )
     run_on_startup: bool = Field(default=True, description="Whether a pass runs when the agent starts.")
     timezone: ZoneName = Field(default="UTC", description="The time zone of `cron` expressions.")

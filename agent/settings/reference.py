@@ -71,7 +71,8 @@ def _rows(prefix: str, model: BaseModel, keys: Sequence[str]) -> Iterator[str]:
         inner = model_in(annotation)
         default = _text(values[key])
         if not prefix:
-            annotation, default = SHARED.get(key, annotation), _INHERITED.get(key, default)
+            own_rhythm = key == "every" and values[key] is not None
+            annotation, default = SHARED.get(key, annotation), default if own_rhythm else _INHERITED.get(key, default)
         takes = f"a mapping of {', '.join(fields_of(inner))}" if inner is not None else accepted(annotation)
         yield _row(f"{prefix}{key}", takes, default, known[key].description)
 

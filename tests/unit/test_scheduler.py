@@ -17,7 +17,7 @@ from tests.harness import job_of
 
 UTC = dt.UTC
 START = dt.datetime(2026, 3, 1, 12, 0, 30, tzinfo=UTC)
-SECOND, MINUTE, HOUR = dt.timedelta(seconds=1), dt.timedelta(minutes=1), dt.timedelta(hours=1)
+SECOND, MINUTE, HOUR, DAY = (dt.timedelta(seconds=number) for number in (1, 60, 3600, 86_400))
 
 
 def at(text: str) -> dt.datetime:
@@ -83,9 +83,19 @@ def test_of_very_many_slots_the_last_are_told() -> None:
 
 
 @pytest.mark.parametrize(
-    "schedule, interval", [("15m", 15 * MINUTE), ("0 * * * *", HOUR), ("0 3 * * 0", 7 * 24 * HOUR)]
+    "schedule, interval",
+    [
+        ("15m", 15 * MINUTE),
+        ("0 * * * *", HOUR),
+        ("0 3 * * 0", 7 * DAY),
+        ("0 3 * * 1-5", 3 * DAY),  # START is a Sunday
+        ("*/5 9-17 * * 1-5", 2 * DAY + 15 * HOUR + 5 * MINUTE),
+        ("0 3 * * *;Europe/Berlin", DAY),
+        ("0 3 1 * *", 31 * DAY),
+        ("0 0 29 2 *", 4 * 366 * DAY - 3 * DAY),
+    ],
 )
-def test_the_interval_is_the_time_between_two_slots(schedule: str, interval: dt.timedelta) -> None:
+def test_the_interval_is_the_longest_time_between_two_slots(schedule: str, interval: dt.timedelta) -> None:
     """For alerts on runs that stay away."""
     assert timetable(a=schedule).interval("a", START) == interval
 

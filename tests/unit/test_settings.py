@@ -104,6 +104,13 @@ def test_the_rhythm_of_a_kind_is_stronger_than_that_of_the_schedule(loaded: Load
     assert [entry.every for entry in settings.jobs.values()] == [5 * MINUTE, 2 * HOUR]
 
 
+def test_a_jitter_that_nobody_gave_fits_the_shortest_interval(loaded: Load) -> None:
+    """Half of it, or slots would overtake each other; a job that is off has no say."""
+    settings = loaded("jobs: {a: {kind: retention, every: 10s}, b: {kind: retention, every: 1s, enabled: false}}")
+    assert settings.schedule.jitter == dt.timedelta(seconds=5)
+    assert loaded("jobs: {a: {kind: retention, every: 1m}}").schedule.jitter == dt.timedelta(seconds=30)
+
+
 def test_what_a_job_says_of_a_part_leaves_the_rest_of_it(loaded: Load) -> None:
     """Parts with known keys are merged over the kind's; a mapping of free keys is replaced."""
     settings = loaded(

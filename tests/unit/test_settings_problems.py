@@ -142,6 +142,12 @@ schedule: {every: 999ms}
 schedule: {every: null}
   schedule.every: null is not accepted; give a duration such as 90s, 15m, 1h30m or 30d
 
+schedule: {jitter: 151s}
+  schedule.jitter: "151s" is not accepted; give at most 2m30s, half of the 5m at which `client_cache` runs
+
+{schedule: {jitter: 1m}, jobs: {a: {kind: retention, every: 1m}, b: {kind: retention, cron: "* * * * *"}}}
+  schedule.jitter: "1m" is not accepted; give at most 30s, half of the 1m at which `a` runs
+
 archive: {max_size: 2G}
   archive.max_size: "2G" is not accepted; give a size such as 500MB or 2GiB
 
