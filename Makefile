@@ -15,7 +15,7 @@ CONFIG ?= config/maintenance.yaml
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((n > 4 ? 4 : n)))
 PYTEST_ARGS ?=
 TYPED = agent tests $(wildcard dashboards)
-YAML = $(wildcard .pre-commit-config.yaml .yamllint.yaml config)
+YAML = $(wildcard .pre-commit-config.yaml .yamllint.yaml config dashboards mkdocs.yml)
 
 .PHONY: help demo stack run test faults check lint format bench docs picture sbom lock clean
 

@@ -1,39 +1,22 @@
-"""The Kubernetes manifests as `kubectl kustomize` renders them, for the tests."""
+"""The Kubernetes manifests as kustomize renders them, for the tests."""
 
 from __future__ import annotations
 
-import functools
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import pytest
-import yaml
+from tests.kustomize import Manifest, kustomize
 
 FOLDER: Final = Path(__file__).parents[1] / "config" / "kubernetes"
 OVERLAYS: Final = tuple(sorted(path.name for path in (FOLDER / "overlays").iterdir()))
 SIDECARS: Final = ("classic-sidecar", "native-sidecar")
 STANDALONE: Final = ("complete", "standalone")
 
-Manifest = dict[str, Any]
-
 
 def render(overlay: str) -> list[Manifest]:
-    """The objects of an overlay. Skips the test where there is no kubectl to render them."""
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        pytest.skip("kubectl is not installed: it renders the overlays")
-    return list(yaml.safe_load_all(_rendered(kubectl, overlay)))
-
-
-@functools.cache
-def _rendered(kubectl: str, overlay: str) -> str:
-    command = [kubectl, "kustomize", str(FOLDER / "overlays" / overlay)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """The objects of an overlay."""
+    return kustomize(FOLDER / "overlays" / overlay)
 
 
 def deployment(overlay: str) -> Manifest:

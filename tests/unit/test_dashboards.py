@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
@@ -16,6 +14,7 @@ import yaml
 from dashboards.__main__ import FOLDER, files
 from dashboards.board import DASHBOARDS
 from tests import promql
+from tests.kustomize import kustomize
 
 ROOT = FOLDER.parent
 Json = dict[str, Any]
@@ -68,13 +67,7 @@ def test_the_config_maps_hold_every_dashboard() -> None:
 
 def test_kustomize_takes_them() -> None:
     """The dashboards as ConfigMaps with the label that Grafana's sidecar looks for, and the rules as they are."""
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        pytest.skip("kubectl is not installed")
-    made: list[Json] = []
-    for folder in (FOLDER, ROOT / "config" / "prometheus" / "operator"):
-        done = subprocess.run([kubectl, "kustomize", folder], capture_output=True, check=True)
-        made += [document for document in yaml.safe_load_all(done.stdout) if document]
+    made = [*kustomize(FOLDER), *kustomize(ROOT / "config" / "prometheus" / "operator")]
     kinds = [document["kind"] for document in made]
     assert kinds == ["ConfigMap"] * len(BOARDS) + ["PrometheusRule"]
     assert all(one["metadata"]["labels"]["grafana_dashboard"] == "1" for one in made if one["kind"] == "ConfigMap")

@@ -148,8 +148,16 @@ def test_prometheus_in_compose_finds_the_agent_and_the_rules(compose: dict[str, 
 
 
 def test_grafana_in_compose_finds_prometheus_and_the_dashboards(compose: dict[str, Any]) -> None:
-    (source,) = yaml.safe_load((COMPOSE / "grafana" / "datasources.yaml").read_text())["datasources"]
-    assert source["url"] == "http://prometheus:9090"
-    (provider,) = yaml.safe_load((COMPOSE / "grafana" / "dashboards.yaml").read_text())["providers"]
-    mounts = {volume.split(":")[1] for volume in compose["services"]["grafana"]["volumes"]}
-    assert provider["options"]["path"] in mounts
+    mounts = {}
+    for volume in compose["services"]["grafana"]["volumes"]:
+        source, target, _ = volume.split(":")
+        mounts[target] = (COMPOSE / source).resolve()
+    provisioning = "/etc/grafana/provisioning"
+    (file,) = mounts[f"{provisioning}/datasources"].glob("*.yaml")
+    (data_source,) = yaml.safe_load(file.read_text())["datasources"]
+    assert data_source["url"] == "http://prometheus:9090"
+    scraped = yaml.safe_load((COMPOSE / "prometheus.yaml").read_text())["global"]["scrape_interval"]
+    assert data_source["jsonData"]["timeInterval"] == scraped
+    (file,) = mounts[f"{provisioning}/dashboards"].glob("*.yaml")
+    (provider,) = yaml.safe_load(file.read_text())["providers"]
+    assert list(mounts[provider["options"]["path"]].glob("*.json"))

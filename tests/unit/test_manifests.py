@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -14,13 +16,35 @@ import yaml
 from agent.cli.arguments import parse
 from agent.jobs import KINDS
 from agent.settings import load
+from tests.kustomize import Manifest, kustomize
 from tests.manifests import FOLDER, OVERLAYS, SIDECARS, STANDALONE, agent, containers, deployment, files, pod, render
 
 VERSIONS: Final = ("1.29", "1.34")  # the oldest with native sidecars by default, and a recent one
 REPOSITORY: Final = FOLDER.parents[1]
+DASHBOARDS: Final = REPOSITORY / "dashboards"
 
 
 # --- what Kubernetes takes
+
+
+@pytest.mark.parametrize("folder", [*(FOLDER / "overlays").iterdir(), DASHBOARDS], ids=lambda folder: folder.name)
+def test_the_tests_read_kustomizations_as_kubectl_does(folder: Path) -> None:
+    """The other tests read them with a few lines of their own; where kubectl is installed, the two say the same."""
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl is not installed")
+    done = subprocess.run([kubectl, "kustomize", folder], check=True, capture_output=True, text=True, timeout=60)
+    assert _sorted(yaml.safe_load_all(done.stdout)) == _sorted(kustomize(folder))
+
+
+def _sorted(manifests: Iterable[Manifest]) -> list[Manifest]:
+    """Without an order: that of objects, of containers and of volumes means nothing."""
+    found = sorted(manifests, key=lambda one: (one["kind"], one["metadata"]["name"]))
+    for manifest in found:
+        pod = manifest.get("spec", {}).get("template", {}).get("spec", {})
+        for name in {"containers", "initContainers", "volumes"} & set(pod):
+            pod[name] = sorted(pod[name], key=lambda one: str(one["name"]))
+    return found
 
 
 @pytest.mark.parametrize("version", VERSIONS)
