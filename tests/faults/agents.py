@@ -26,6 +26,7 @@ Line = dict[str, Any]
 WORKER = Path(__file__).with_name("worker.py")
 START_SECONDS = 60.0  # to import everything, on a machine that does a lot beside
 ANSWER_SECONDS = 100.0  # to answer; less than after which a hanging test is ended
+FINISH_SECONDS = 240.0  # a pass over many documents, tried again while the lease of a dead agent lasts
 POLL = 0.02
 
 
@@ -178,7 +179,7 @@ def finish(agent: Agent, db: Database[Line], what: str = "run", **how: Any) -> N
         ended = "runs" in answer and all(run["outcome"] == "succeeded" for run in answer["runs"])
         return ended and not db["maintenance_runs"].count_documents({"ended_at": None})
 
-    until(done, every=0.2)
+    until(done, seconds=FINISH_SECONDS, every=0.2)
 
 
 class Nursery:

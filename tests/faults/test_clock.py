@@ -58,7 +58,7 @@ def test_horizons_are_those_of_the_servers_clock(
     task("orphan", "CANCELLED", status="PENDING", target_app_number=9, created_at=ago(minutes=5))
     task("young orphan", None, status="PENDING", target_app_number=9, created_at=now + dt.timedelta(minutes=30))
     before = {document["_id"]: document for name in (world.RECORDS, world.TASKS) for document in db[name].find()}
-    settings = world.settings(database.uri, database.name, root)
+    settings = world.settings(database.uri, database.name, root, jobs=world.AN_HOUR)
     with nursery.agent(settings, skew=skew).open() as agent:
         assert {run["outcome"] for run in agent.runs()} == {"succeeded"}
     after = {document["_id"]: document for name in (world.RECORDS, world.TASKS) for document in db[name].find()}

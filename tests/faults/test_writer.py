@@ -149,7 +149,7 @@ def test_nothing_that_came_back_to_life_is_lost_to_a_pass(
     database: Database, db: world.Database, root: Path, nursery: Nursery, rng: random.Random, scaled: Scaled
 ) -> None:
     """No task that finished or beat is overwritten; no record is missing whose directory was there when it was looked for."""
-    settings = world.settings(database.uri, database.name, root, defaults={"batch": 20})
+    settings = world.settings(database.uri, database.name, root, defaults={"batch": 20}, jobs=world.AN_HOUR)
     writer = Writer(db, root, rng)
     outcomes: Counter[str] = Counter()
     with nursery.agent(settings).open() as agent:

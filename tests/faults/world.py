@@ -117,7 +117,7 @@ class _Making:
             "active task": ({"status": active, "created_at": young, "started_at": young}, "stays"),
             "task of a missing record": (orphan, "cancelled"),
             "task of no record at all": (orphan, "cancelled"),
-            "stuck running task": ({**running, "heartbeat_at": self._ago(hours=3)}, "failed"),
+            "stuck running task": ({**running, "heartbeat_at": self._old()}, "failed"),
             "stuck pending task": ({"status": "PENDING", "error_message": "an earlier one"}, "cancelled"),
             "beating task": ({**running, "heartbeat_at": young}, "stays"),
             "expired task": ({"status": expired, "completed_at": self._ago(days=40 + self._rng.random())}, "deleted"),
@@ -166,6 +166,9 @@ def path_of(slug: str, number: int) -> str:
     return f"generated/apps/{slug}/app{number}"
 
 
+AN_HOUR: Document = {"stuck": {"timeout": "60m", "pending_timeout": "60m"}}
+
+
 def settings(uri: str, database: str, root: Path, **changes: Any) -> Document:
     """A configuration with the four jobs and short times; ``changes`` are laid over its top level, and over its jobs."""
     free = {"items": 1_000_000, "fraction": 1.0}
@@ -173,7 +176,8 @@ def settings(uri: str, database: str, root: Path, **changes: Any) -> Document:
     jobs: Document = {
         "records": {"kind": "orphan_records", "root": str(root), "quarantine": "0s", "limit": free},
         "orphans": {"kind": "orphan_tasks", "limit": free},
-        "stuck": {"kind": "stuck_tasks", "fields": beating, "limit": free},
+        # So long that in a test of an hour no task grows stuck that is only an orphan.
+        "stuck": {"kind": "stuck_tasks", "fields": beating, "limit": free, "timeout": "20h", "pending_timeout": "20h"},
         "old": {"kind": "retention", "limit": free},
     }
     for name, job in changes.pop("jobs", {}).items():
