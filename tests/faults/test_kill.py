@@ -147,7 +147,7 @@ def count_commands(nursery: Nursery, settings: world.Document, db: world.Databas
         world.check(db, made, settled=True)
         world.check_ended(db, made)
         for run in world.newest_first(db):
-            agent.runs("restore", run=run)
+            finish(agent, db, "restore", run=run)
     assert not world.difference(made.first, world.snapshot(db))
     world.forget_the_agent(db)
     return commands
