@@ -55,13 +55,25 @@ def edge(metrics: Metrics, labels: Mapping[str, str]) -> Middleware:
             route = _route(request, labels)
             metrics.http(request.method, route, response.status, seconds)
             _tell(request, route, response.status, seconds)
-        response.headers["X-Request-Id"] = request_id
-        for name, value in HEADERS.items():
-            response.headers.setdefault(name, value)
-        response.headers.setdefault("Cache-Control", "no-store")
-        return response
+        return _signed(response, request_id)
 
     return pass_edge
+
+
+def answer_unreadable(why: str) -> web.StreamResponse:
+    """The answer to what cannot be read as HTTP. What was sent is not repeated: ``why`` ends with it, after a colon."""
+    request_id = uuid.uuid4().hex
+    detail = f"The request cannot be read: {why.partition(':')[0].rstrip('.') or 'it is no HTTP'}."
+    _log.debug("a request cannot be read", detail=detail, request_id=request_id)
+    return _signed(respond(ProblemError("malformed", detail), instance="", request_id=request_id), request_id)
+
+
+def _signed(response: web.StreamResponse, request_id: str) -> web.StreamResponse:
+    response.headers["X-Request-Id"] = request_id
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    response.headers.setdefault("Cache-Control", "no-store")
+    return response
 
 
 async def _answer(request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:

@@ -6,6 +6,7 @@ metrics and its part of the OpenAPI document. A handler gets what was asked for,
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from agent.web.problems import TOO_LARGE, ProblemError, problem_of_validation
 from agent.web.tokens import Tokens
 
 BODY_LIMIT: Final = 64 * 1024
+BODY_SECONDS: Final = 10.0  # for a body that is small; who sends it drop by drop must not keep a connection for ever
 JSON: Final = "application/json"
 REALM: Final = 'Bearer realm="maintenance-agent"'
 
@@ -155,7 +157,11 @@ async def _body(request: web.Request, model: type[Request]) -> Request:
     """The body, or the model's defaults where there is none."""
     if (request.content_length or 0) > BODY_LIMIT:
         raise ProblemError("too-large", TOO_LARGE)
-    content = await request.read()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            content = await request.read()
+    except TimeoutError:
+        raise ProblemError("malformed", f"The body did not arrive within {BODY_SECONDS:g} s.") from None
     if content and request.content_type != JSON:
         raise ProblemError("unsupported-media-type", f"Send the body as `Content-Type: {JSON}`.")
     try:

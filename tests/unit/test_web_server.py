@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import ssl
 import subprocess
@@ -12,7 +13,8 @@ import aiohttp
 import pytest
 
 from agent.errors import ConfigurationError
-from agent.web import Server, make_app, renew, ssl_context
+from agent.web import Server, endpoints, make_app, renew, ssl_context
+from agent.web import server as server_module
 from tests.unit.web_fake import ANN, parts
 
 
@@ -117,3 +119,66 @@ async def test_stopping_waits_for_answers_under_way_but_not_for_ever(tmp_path: P
         await server.stop()
         with pytest.raises(aiohttp.ClientError):
             await request
+
+
+async def sent(port: int, *parts: bytes) -> bytes:
+    """What the server says to these bytes, until it closes the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for part in parts:
+        writer.write(part)
+        await writer.drain()
+    said = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    return said
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"SECRET\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: a\r\nX-Id: SECRET\x00\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"GET /livez?" + b"SECRET" * 5000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    ],
+    ids=["no HTTP", "no host", "control character", "two lengths", "long", "TLS"],
+)
+async def test_what_cannot_be_read_is_answered_like_any_other_error(
+    request_: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A problem document with all headers; it repeats nothing, names no library, and is no error in the agent's log."""
+    server = Server(make_app(parts(None).context), "127.0.0.1", 0)
+    port = await server.start()
+    head, _, body = (await sent(port, request_)).partition(b"\r\n\r\n")
+    await server.stop()
+    assert head.split()[1] == b"400"
+    assert b"application/problem+json" in head
+    assert b"Server: maintenance-agent\r\n" in head
+    assert b"nosniff" in head
+    problem = json.loads(body)
+    assert (problem["status"], problem["type"]) == (400, "urn:maintenance-agent:problem:malformed")
+    assert b"SECRET" not in body
+    assert not caplog.records
+
+
+async def test_a_connection_without_a_whole_request_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether nothing comes, half of a head, or half of a body; the others are served meanwhile."""
+    monkeypatch.setattr(server_module, "IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(endpoints, "BODY_SECONDS", 0.05)
+    tokens_file = tmp_path / "tokens"
+    await asyncio.to_thread(tokens_file.write_text, f"ann:{ANN}\n", "utf-8")
+    made = parts(tokens_file)
+    server = Server(make_app(made.context), "127.0.0.1", 0)
+    port = await server.start()
+    assert await sent(port) == b""
+    assert await sent(port, b"GET /livez HTT") == b""
+    post = (
+        f"POST /api/maintenance/pause HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {ANN}\r\nContent-Length: 9\r\n\r\n{{"
+    )
+    said = await sent(port, post.encode())
+    assert said.split()[1] == b"400"
+    assert b"The body did not arrive within" in said
+    assert made.operations.calls == []
+    await server.stop()
