@@ -11,13 +11,12 @@ import contextlib
 import http
 import http.client
 import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from importlib import resources
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -41,11 +40,8 @@ ARGUMENTS: Final = (
 )
 PATIENCE: Final = 15.0  # seconds: a busy machine runs the agent, its database and the browser on two cores
 POLL: Final = 0.05  # seconds between two looks at an agent that starts
-NPM_PATIENCE: Final = 120.0
 WIDE: Final = (1600, 1000)
 NARROW: Final = (360, 760)
-
-HERE: Final = Path(__file__).parent
 
 
 # ---------------------------------------------------------------------------------------------------------- the browser
@@ -110,18 +106,9 @@ def tab(browser: Browser, *, size: tuple[int, int] = WIDE, dark: bool = False) -
         context.close()
 
 
-def install_axe(folder: Path) -> str:
-    """The source of axe-core, installed from npm into ``folder``; a skipped test where that cannot be done."""
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("there is no npm on the PATH, which installs axe-core (Debian: apt-get install npm)")
-    for name in ("package.json", "package-lock.json"):
-        shutil.copy(HERE / name, folder)
-    command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=NPM_PATIENCE, check=False)
-    if done.returncode:
-        pytest.skip(f"npm could not install axe-core: {done.stderr.strip()[-300:]}")
-    return (folder / "node_modules/axe-core/axe.min.js").read_text(encoding="utf-8")
+def axe_core() -> str:
+    """The source of axe-core: the file of its own release, which this package carries."""
+    return resources.files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
 
 
 def violations(page: Page, axe: str) -> list[str]:

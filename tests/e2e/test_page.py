@@ -25,7 +25,7 @@ from agent.job import Job
 from agent.jobs import KINDS
 from agent.settings import Settings, load
 from tests.conftest import Database
-from tests.e2e.browser import NARROW, WIDE, Agent, Watch, chromium, install_axe, proxy, serving, tab, violations
+from tests.e2e.browser import NARROW, WIDE, Agent, Watch, axe_core, chromium, proxy, serving, tab, violations
 
 TOKEN: Final = "anns-token-of-sufficient-length"  # noqa: S105 - opens nothing but the agents of these tests
 MESSAGE: Final = "Target app no longer exists - cancelled by maintenance service"
@@ -65,9 +65,9 @@ def quiet() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+def axe() -> str:
     """The source of axe-core."""
-    return install_axe(tmp_path_factory.mktemp("axe"))
+    return axe_core()
 
 
 @pytest.fixture
