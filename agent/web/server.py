@@ -6,7 +6,7 @@ import asyncio
 import ssl
 from http import HTTPStatus
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -61,6 +61,11 @@ class _Connection(web.RequestHandler):
         response = answer_unreadable(message or "")
         response.force_close()
         return response
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """Says nothing of a body that cannot be read to its end after the answer: who sent it was told."""
+        if not isinstance(kw.get("exc_info"), web.RequestPayloadError):
+            super().log_exception(*args, **kw)
 
 
 class Server:

@@ -182,3 +182,19 @@ async def test_a_connection_without_a_whole_request_is_closed(tmp_path: Path, mo
     assert b"The body did not arrive within" in said
     assert made.operations.calls == []
     await server.stop()
+
+
+@pytest.mark.parametrize("access", [f"Authorization: Bearer {ANN}\r\n", ""], ids=["with a token", "without"])
+async def test_a_body_that_cannot_be_unpacked_is_no_error_of_the_agent(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, access: str
+) -> None:
+    """Whoever sends it is told, and cannot fill the log with tracebacks."""
+    tokens_file = tmp_path / "tokens"
+    await asyncio.to_thread(tokens_file.write_text, f"ann:{ANN}\n", "utf-8")
+    server = Server(make_app(parts(tokens_file).context), "127.0.0.1", 0)
+    port = await server.start()
+    head = f"POST /api/maintenance/pause HTTP/1.1\r\nHost: a\r\n{access}Connection: close\r\nContent-Encoding: gzip\r\n"
+    said = await sent(port, f"{head}Content-Length: 7\r\n\r\nnotgzip".encode())
+    await server.stop()
+    assert said.split()[1] == (b"400" if access else b"401")
+    assert not caplog.records
