@@ -139,7 +139,7 @@ class Stage:
     def expected(self) -> Mapping[str, tuple[Counts, Counts]]:
         """By job: what it has to find, and what a real pass has to change."""
         expected = self.incident.expected
-        stuck = {"failed": expected.stuck_running, "cancelled": expected.stuck_pending}
+        stuck = {"cancelled": expected.stuck_pending, "failed": expected.stuck_running}
         return {
             "orphan_apps": _numbers("orphan", {"deleted": expected.orphan_records}),
             "orphan_tasks": _numbers("orphan", {"cancelled": expected.orphan_tasks}),
