@@ -1,12 +1,13 @@
 """Check: whether the agent would find what it needs. Nothing is changed.
 
-It looks at volumes, connection, permissions, collections, indexes and queries. Each look yields findings: what is
-right, what is worth knowing (*warning*), and what will keep a job from its work (*problem*). ``role`` is the other side
-of the permissions: the least that the user in the connection string must be allowed.
+It looks at tokens, volumes, connection, permissions, collections, indexes and queries. Each look yields findings: what
+is right, what is worth knowing (*warning*), and what will keep a job from its work (*problem*). ``role`` is the other
+side of the permissions: the least that the user in the connection string must be allowed.
 """
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ from agent.reader import StoreReader
 from agent.settings import Settings
 from agent.store import Document, Key, Namespace, Store, encode, time_limit
 from agent.volume import Volume
+from agent.web.tokens import TokenFile
 
 Level = Literal["ok", "warning", "problem"]
 Place = Namespace | None
@@ -65,7 +67,7 @@ async def check(agent: Agent) -> AsyncIterator[Finding]:
     for warning in settings.warnings:
         yield Finding("warning", "configuration", warning)
     try:
-        for look in (_volumes, _connection, permissions, _collections, _indexes, _queries):
+        for look in (_tokens, _volumes, _connection, permissions, _collections, _indexes, _queries):
             async for finding in look(agent):
                 yield finding
     except StoreDeniedError as error:  # before anybody is logged in; what single looks may not see, they say
@@ -75,6 +77,24 @@ async def check(agent: Agent) -> AsyncIterator[Finding]:
 def working(settings: Settings[Job]) -> list[Job]:
     """The jobs whose collections are looked at: enabled, and with documents to work on."""
     return [job for job in settings.jobs.values() if job.enabled and job.scope == "shared"]
+
+
+# -------------------------------------------------------------------------------------------------------------- tokens
+
+
+async def _tokens(agent: Agent) -> AsyncIterator[Finding]:
+    """Whether the tokens can be read, without which `serve` does not start."""
+    path = agent.settings.http.tokens_file
+    if path is None:
+        yield Finding("ok", "tokens", "http.tokens_file names no file: the API answers 403 to everybody")
+        return
+    tokens = await asyncio.to_thread(TokenFile(path).load)
+    for problem in tokens.problems:
+        yield Finding("problem", "tokens", f"{path}: {problem}, so the agent will not serve")
+    for warning in tokens.warnings:
+        yield Finding("warning", "tokens", f"{path}: {warning}")
+    if not tokens.problems:
+        yield Finding("ok", "tokens", f"{path}: names of users: {len(tokens.digests)}")
 
 
 # ------------------------------------------------------------------------------------------------------------- volumes

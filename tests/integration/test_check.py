@@ -126,6 +126,27 @@ def test_a_root_that_is_not_there_is_a_problem(host: Cli, database: Database, ro
     assert f"orphan_apps: {root}/nowhere does not exist, so runs will be refused" in done.out
 
 
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ("ann a-token-of-sufficient-length\n", "line 1: expected name:token, so the agent will not serve"),
+        (None, "the file cannot be read (No such file or directory), so the agent will not serve"),
+        ("ann:a-token-of-sufficient-length\n# nobody else\n", "names of users: 1"),
+    ],
+)
+def test_the_tokens_without_which_the_agent_does_not_serve_are_read(
+    host: Cli, database: Database, root: Path, tmp_path: Path, content: str | None, said: str
+) -> None:
+    tokens = tmp_path / "tokens"
+    if content is not None:
+        tokens.write_text(content)
+    settings = settings_of(database.uri, database.name, root)
+    settings["http"] = {**settings["http"], "tokens_file": str(tokens)}
+    done = configured(host, settings)("check")
+    assert f"{tokens}: {said}" in done.out
+    assert done.code == (1 if "not serve" in said else 0)
+
+
 def test_all_that_is_wrong_with_the_configuration_is_listed(host: Cli) -> None:
     done = configured(host, {"htpt": {}, "schedule": {"every": "soon"}})("check")
     assert done.code == 2
