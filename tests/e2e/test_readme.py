@@ -32,7 +32,7 @@ from tests.e2e import stack
 
 README: Final = REPOSITORY / "README.md"
 FENCE: Final = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PATIENCE_SECONDS: Final = 60.0
+PATIENCE_SECONDS: Final = 90.0
 POLL_SECONDS: Final = 0.05
 BIN: Final = Path(sys.executable).parent
 TOKEN: Final = "a-token-of-sufficient-length"  # noqa: S105 - opens nothing but the agent of this test
