@@ -29,6 +29,7 @@ from agent.controls import Controls
 from agent.errors import BusyError, ConfigurationError, StoreError
 from agent.health import Check, Flag, Health, watch_loop_lag
 from agent.job import Job
+from agent.jobs.client_eviction import strictest
 from agent.journal import Journal
 from agent.lease import Leases
 from agent.marks import Marks
@@ -71,7 +72,7 @@ class Agent:
             restorer=Restorer(self.store, archive),
             archive_bytes=settings.archive.max_size,
             threads=self.threads,
-            clients=Clients(self.metrics.cache),
+            clients=Clients(self.metrics.cache, strictest(settings.jobs.values())),
             throttle=settings.throttle,
             throttled=self.metrics.throttled,
         )
@@ -394,6 +395,7 @@ class Service:
         self.agent.settings = self.settings
         self.agent.metrics.set_jobs(settings.jobs)
         self.agent.operations.use(settings.jobs)
+        self.agent.keep.clients.use(strictest(settings.jobs.values()))
         self.scheduler.use(settings.jobs, jitter=settings.schedule.jitter)
         self._begin(self._prepare_again())
         self.agent.metrics.config_reloaded(ok=True, at=now)

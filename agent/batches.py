@@ -171,7 +171,11 @@ class Batches:
             if comparable(item.id) not in held:
                 by_action[action_of(item)].append(item)
         for action, some in by_action.items():
-            await self._change_alike(job, job.change(action, self._now), some, written, session)
+            change = job.change(action, self._now)
+            # What others write all the time may differ again before it is looked at, whether the change happened:
+            # without a transaction, these are written one by one, and the server's count tells.
+            for alike in [[item] for item in some] if change.counter and session is None else [some]:
+                await self._change_alike(job, change, alike, written, session)
         if plan is not None:
             await keep.archive.settle_planned(plan, [item.id for item in written.items], "done", session)
         counts = written.counts

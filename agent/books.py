@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from agent.conditions import read
-from agent.errors import QuantityError
+from agent.errors import BookingKeyError, QuantityError
 from agent.ledger import encode_key
 from agent.quantity import BYTE_UNITS, CPU_UNITS, NOTHING, Amounts, Style, to_bytes, to_millicores, write
-from agent.store import Document, Int64, comparable
+from agent.store import Decimal128, Document, Int64
 
 CpuUnit = Literal["cores", "millicores"]
 ByteUnit = Literal["bytes", "KiB", "MiB", "GiB", "TiB", "KB", "MB", "GB", "TB"]
@@ -74,22 +75,28 @@ class DatabaseStatuses(BaseModel):
 
 @dataclass
 class Owed:
-    """What the databases of one provider add up to."""
+    """What the databases of one provider add up to; ``provider_id`` is what they say themselves."""
 
+    provider_id: Any = None
     total: Amounts = NOTHING
     by_booking: dict[str, Amounts] = field(default_factory=dict)
-    databases: dict[str, Any] = field(default_factory=dict)
-    """The databases' ids, by the name of their booking."""
     transition: int = 0
     malformed: list[tuple[Any, str]] = field(default_factory=list)
 
     def add(self, ids: list[Any], amounts: Amounts) -> None:
-        """Adds databases that were promised the same."""
+        """Adds databases that were promised the same; one that can have no booking of its own is malformed."""
+        booked = len(self.by_booking)
         for id in ids:
-            name = encode_key(id)
-            self.by_booking[name] = amounts
-            self.databases[name] = id
-        self.total += amounts.times(len(ids))
+            try:
+                name = encode_key(id)
+            except BookingKeyError as error:
+                self.malformed.append((id, str(error)))
+                continue
+            if name in self.by_booking:  # an ObjectId and its text, say
+                self.malformed.append((id, f"another database of its provider has the same booking, {name}"))
+            else:
+                self.by_booking[name] = amounts
+        self.total += amounts.times(len(self.by_booking) - booked)
 
     @property
     def judged(self) -> bool:
@@ -112,13 +119,18 @@ def amounts_of(value: object, units: Units) -> Amounts:
 
     Raises ``QuantityError`` for what is no amount.
     """
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         raise QuantityError("is no document with cpu, memory and storage")
-    return Amounts(
-        to_millicores(_plain(value.get("cpu", 0)), units.cpu),
-        to_bytes(_plain(value.get("memory", 0)), units.memory),
-        to_bytes(_plain(value.get("storage", 0)), units.storage),
-    )
+    three = value.get("cpu", 0), value.get("memory", 0), value.get("storage", 0)
+    try:
+        return _amounts(*three, units.cpu, units.memory, units.storage)
+    except TypeError:  # a value that cannot be a key of the cache
+        return _amounts.__wrapped__(*map(_plain, three), units.cpu, units.memory, units.storage)
+
+
+@lru_cache(maxsize=4096, typed=True)  # platforms offer few sizes; typed, since 1, 1.0 and True are equal keys
+def _amounts(cpu: Any, memory: Any, storage: Any, *units: str) -> Amounts:
+    return Amounts(to_millicores(cpu, units[0]), to_bytes(memory, units[1]), to_bytes(storage, units[2]))
 
 
 def books_of(provider: Document, paths: ProviderFields) -> Books:
@@ -171,6 +183,8 @@ def _amount(amount: int, name: str, like: object, units: Units) -> object:
         return write(base, Style.DECIMAL if name == "cpu" else Style.BINARY)
     unit = CPU_UNITS[units.cpu] if name == "cpu" else BYTE_UNITS[getattr(units, name)]
     number = base / unit
+    if isinstance(like, Decimal128) and number * unit == base:
+        return Decimal128(number)
     if number == number.to_integral_value():
         return Int64(int(number))
     if Decimal(repr(float(number))) * unit == base:
@@ -179,7 +193,8 @@ def _amount(amount: int, name: str, like: object, units: Units) -> object:
 
 
 def _plain(value: Any) -> Any:
-    return int(value) if isinstance(value, Int64) else value
+    """A number as Python's own; ``agent.quantity`` knows nothing of MongoDB's."""
+    return value.to_decimal() if isinstance(value, Decimal128) else value
 
 
 def differences(books: Books, owed: Owed) -> list[str]:
@@ -188,7 +203,7 @@ def differences(books: Books, owed: Owed) -> list[str]:
     for name, booked, due in zip(RESOURCES, _three(books.booked), _three(owed.total), strict=True):
         if booked != due:
             said.append(f"{name} booked {booked}, owed {due}")
-    if books.bookings is not None:
+    if books.bookings is not None and books.bookings != owed.by_booking:
         lost = sorted(set(books.bookings) - set(owed.by_booking))
         unbooked = sorted(set(owed.by_booking) - set(books.bookings))
         other = sorted(
@@ -222,8 +237,3 @@ def picture(amounts: Amounts | None) -> Document | None:
     if amounts is None:
         return None
     return {"cpu": Int64(amounts.millicores), "memory": Int64(amounts.memory), "storage": Int64(amounts.storage)}
-
-
-def same_provider(id: Any) -> Any:
-    """The stand-in by which databases and providers are joined."""
-    return comparable(id)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agent.cluster import ClientCache, Observer, ProviderClient, ProviderCredentials
+    from agent.cluster import CacheSettings, ClientCache, EvictionRules, Observer, ProviderClient, ProviderCredentials
     from agent.quantity import Amounts
 
 
@@ -35,6 +35,7 @@ class Access:
 
     kubeconfig: object = None
     directory: Path | None = None
+    file: str = ""
     in_cluster: bool = False
 
 
@@ -61,8 +62,10 @@ class Rules:
 class Clients:
     """Looks at clusters, and the cache of the clients that it takes for that."""
 
-    def __init__(self, observer: Observer) -> None:
+    def __init__(self, observer: Observer, rules: Rules | None = None) -> None:
+        """``rules`` are those of the job that evicts: the cache's own would else cut a longer ``ttl`` short."""
         self._observer = observer
+        self._own_rules = rules
         self._cache: ClientCache[ProviderClient] | None = None
 
     def __len__(self) -> int:
@@ -76,7 +79,7 @@ class Clients:
             if access.in_cluster:
                 return await cluster.in_cluster()
             if access.directory is not None:
-                return await cluster.from_directory(access.directory, provider)
+                return await cluster.from_directory(access.directory, access.file)
             return cluster.from_kubeconfig(access.kubeconfig, provider=provider)  # type: ignore[arg-type]
 
         wanted = cluster.UsageQuery(
@@ -94,8 +97,20 @@ class Clients:
         from agent import cluster  # noqa: PLC0415 - see the module's docstring
 
         if self._cache is None:
-            self._cache = cluster.provider_clients(observer=self._observer)
+            self._cache = cluster.provider_clients(self._settings(), observer=self._observer)
         return self._cache
+
+    def use(self, rules: Rules | None) -> None:
+        """Takes the rules of another configuration."""
+        self._own_rules = rules
+        if self._cache is not None:
+            self._cache.use(self._settings().rules)
+
+    def _settings(self) -> CacheSettings:
+        from agent import cluster  # noqa: PLC0415 - see the module's docstring
+
+        rules = cluster.EvictionRules() if self._own_rules is None else self._rules(self._own_rules)
+        return cluster.CacheSettings(rules=rules)
 
     def leaving(self, rules: Rules) -> list[Leaving]:
         """The clients that have to go by the rules."""
@@ -109,7 +124,7 @@ class Clients:
         return self._cache is not None and self._cache.evict(key, generation, self._rules(rules)) is not None
 
     @staticmethod
-    def _rules(rules: Rules) -> Any:
+    def _rules(rules: Rules) -> EvictionRules:
         from agent import cluster  # noqa: PLC0415 - see the module's docstring
 
         return cluster.EvictionRules(ttl=rules.ttl, max_age=rules.max_age, refusals=rules.refusals, known=rules.known)

@@ -20,7 +20,7 @@ import itertools
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
 from typing import Final, Generic, Literal, Protocol, Self, TypeVar
@@ -183,6 +183,10 @@ class ClientCache(Generic[C]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def use(self, rules: EvictionRules) -> None:
+        """Take other rules as the cache's own, from now on."""
+        self._settings = replace(self._settings, rules=rules)
 
     # -------------------------------------------------------------------------------------------------------- lending
 

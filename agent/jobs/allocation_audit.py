@@ -18,7 +18,8 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import hashlib
-from collections import defaultdict
+import json
+from collections import Counter
 from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -40,11 +41,28 @@ from agent.books import (
 )
 from agent.clients import Access, ClusterQuery
 from agent.conditions import Condition, read, together
-from agent.errors import AgentError, BookingKeyError, QuantityError
+from agent.errors import AgentError, QuantityError
 from agent.job import Action, Change, Item, Job, Limit, Ports, Proof, Query
 from agent.quantity import Amounts
 from agent.settings import Duration
 from agent.store import Document, Index, Namespace, comparable, encode, to_extended_json
+
+PROVIDERS_A_QUERY = 100  # alternatives of one query
+
+
+class ResourceSettings(BaseModel):
+    """A custom resource that counts: its names, and the paths of what it requests (see ``agent.cluster``)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    group: str
+    version: str
+    plural: str
+    cpu: str | None = None
+    memory: str | None = None
+    storage: str | None = None
+    replicas: tuple[str, ...] = ()
+    labels: dict[str, str | tuple[str, ...]] | None = None
 
 
 class ClusterSettings(BaseModel):
@@ -63,9 +81,7 @@ class ClusterSettings(BaseModel):
     namespaces: tuple[str, ...] = Field(default=(), description="Where they are looked for; empty: everywhere.")
     pods: bool = Field(default=True, description="Whether requests of pods count.")
     claims: bool = Field(default=True, description="Whether requests of volume claims count.")
-    resources: tuple[dict[str, Any], ...] = Field(
-        default=(), description="Custom resources that count: {group, version, plural, cpu, memory, storage, replicas}."
-    )
+    resources: tuple[ResourceSettings, ...] = Field(default=(), description="Custom resources that count.")
     timeout: Duration = Field(default=dt.timedelta(seconds=30), description="For one provider, all pages together.")
     concurrency: int = Field(default=10, ge=1, le=100, description="Providers that are read at the same time.")
     tolerance: float = Field(default=0.0, ge=0, le=1, description="The share by which used may differ from booked.")
@@ -125,25 +141,37 @@ class AllocationAudit(Job):
     async def select(self, ports: Ports, now: dt.datetime) -> AsyncIterator[Item]:
         """What does not add up, provider by provider, and the databases of providers that are missing."""
         del now
-        owed = await self._owed(ports, {})
-        providers = [one async for one in ports.store.find(self.namespace, self.filter, self._wanted)]
-        used = await self._used_by_all(ports, providers)
+        owed, providers = await self._readings(ports)
+        names = self._names(providers)
+        used = await self._used_by_all(ports, providers, names)
         for provider in providers:
-            mine = owed.pop(comparable(provider["_id"]), Owed())
-            for item in self._judge(ports, provider, mine, used.get(comparable(provider["_id"]))):
+            key = comparable(provider["_id"])
+            for item in self._judge(ports, provider, names[key], owed.pop(key, Owed()), used.get(key)):
                 yield item
         for item in await self._without_provider(ports, owed):
             yield item
+
+    async def _readings(self, ports: Ports) -> tuple[dict[Hashable, Owed], list[Document]]:
+        """What is owed and what is booked: the server groups the databases while the books are decoded here.
+
+        Whatever is booked between the two looks like drift; the second reading, ``still`` and the version sort it out.
+        """
+        owing = asyncio.create_task(self._owed(ports, {}))
+        try:
+            providers = [one async for one in ports.store.find(self.namespace, self.filter, self._wanted)]
+            return await owing, providers
+        finally:
+            owing.cancel()
 
     # --- owed
 
     async def _owed(self, ports: Ports, filter: Document) -> dict[Hashable, Owed]:
         """What the databases add up to, by provider: grouped by the server, so that few documents travel."""
         paths = self.databases
-        owed: dict[Hashable, Owed] = defaultdict(Owed)
+        owed: dict[Hashable, Owed] = {}
         fields = (paths.provider_id, paths.status, paths.resources)
         async for (provider, status, resources), ids in ports.store.groups(self.target_namespace, filter, fields):
-            mine = owed[comparable(provider)]
+            mine = owed.setdefault(comparable(provider), Owed(provider))
             if status in self.statuses.released:
                 continue
             if status not in self.statuses.owed:
@@ -151,24 +179,33 @@ class AllocationAudit(Job):
                 continue
             try:
                 mine.add(ids, amounts_of(resources, paths.units))
-            except (QuantityError, BookingKeyError) as error:
-                mine.malformed += [(id, str(error)) for id in ids]
+            except QuantityError as error:
+                mine.malformed += [(id, f"{paths.resources}: {error}") for id in ids]
         return owed
 
     async def _without_provider(self, ports: Ports, owed: Mapping[Hashable, Owed]) -> list[Item]:
         """The databases whose provider does not exist, as the server compares."""
-        if not owed:
-            return []
         items: list[Item] = []
-        fields = (self.databases.provider_id, self.databases.status)
-        async for (provider, status), ids in ports.store.groups(self.target_namespace, {}, fields):
-            if comparable(provider) not in owed or status in self.statuses.released:
-                continue
-            if await ports.store.existing(self.namespace, ["_id"], [(provider,)]):
-                continue
-            reason = f"its provider {to_extended_json(provider)} does not exist"
-            items += [Item(id, "orphan", None, reason) for id in ids]
+        keys = [(one.provider_id,) for one in owed.values()]
+        for start in range(0, len(keys), PROVIDERS_A_QUERY):
+            some = keys[start : start + PROVIDERS_A_QUERY]
+            there = await ports.store.existing(self.namespace, ["_id"], some)
+            missing = [provider for number, (provider,) in enumerate(some) if number not in there]
+            items += await self._of_providers(ports, missing)
         return items
+
+    async def _of_providers(self, ports: Ports, missing: Sequence[Any]) -> list[Item]:
+        if not missing:
+            return []
+        paths = self.databases
+        among = {paths.provider_id: {"$in": list(missing)}}
+        found = ports.store.groups(self.target_namespace, among, (paths.provider_id, paths.status))
+        return [
+            Item(id, "orphan", None, f"its provider {to_extended_json(provider)} does not exist")
+            async for (provider, status), ids in found
+            if status not in self.statuses.released
+            for id in ids
+        ]
 
     # --- judge
 
@@ -179,7 +216,20 @@ class AllocationAudit(Job):
         wanted += [paths.bookings] if paths.bookings else []
         return [*wanted, paths.kubeconfig] if self.cluster and self.cluster.access == "kubeconfig" else wanted
 
-    def _judge(self, ports: Ports, provider: Document, owed: Owed, used: Amounts | str | None) -> list[Item]:
+    def _names(self, providers: Sequence[Document]) -> dict[Hashable, str]:
+        """What each provider is called in metrics and as a client: its name, with its id where others have the same."""
+        called = {comparable(one["_id"]): self._name(one) for one in providers}
+        times = Counter(called.values())
+        for one in providers:
+            key = comparable(one["_id"])
+            if times[called[key]] > 1:
+                called[key] += f" ({json.dumps(to_extended_json(one['_id']))})"
+        return called
+
+    def _name(self, provider: Document) -> str:
+        return str(read(provider, self.providers.name) or provider["_id"])
+
+    def _judge(self, ports: Ports, provider: Document, name: str, owed: Owed, used: Amounts | str | None) -> list[Item]:
         id = provider["_id"]
         items = [Item(database, "malformed", None, reason) for database, reason in owed.malformed]
         if isinstance(used, str):
@@ -188,7 +238,7 @@ class AllocationAudit(Job):
             books = books_of(provider, self.providers)
         except QuantityError as error:
             return [*items, Item(id, "malformed", None, str(error))]
-        ports.pictures.append(self._picture(provider, books, owed, used))
+        ports.pictures.append(self._picture(name, books, owed, used))
         if short := exceeds(books.booked, books.capacity) or exceeds(owed.total, books.capacity):
             items.append(Item(id, "overcommitted", None, f"more than it has: {', '.join(short)}"))
         if owed.judged:
@@ -222,10 +272,11 @@ class AllocationAudit(Job):
         ]
         return [Item(id, "drift", None, f"its cluster differs: {', '.join(said)}")] if said else []
 
-    def _picture(self, provider: Document, books: Books, owed: Owed, used: Amounts | str | None) -> Document:
+    @staticmethod
+    def _picture(name: str, books: Books, owed: Owed, used: Amounts | str | None) -> Document:
         """What the gauges and the page show of a provider."""
         return {
-            "provider": str(read(provider, self.providers.name) or to_extended_json(provider["_id"])),
+            "provider": name,
             "capacity": picture(books.capacity),
             "booked": picture(books.booked),
             "owed": picture(owed.total) if not owed.malformed else None,
@@ -236,34 +287,36 @@ class AllocationAudit(Job):
 
     # --- used
 
-    async def _used_by_all(self, ports: Ports, providers: Sequence[Document]) -> dict[Hashable, Amounts | str]:
+    async def _used_by_all(
+        self, ports: Ports, providers: Sequence[Document], names: Mapping[Hashable, str]
+    ) -> dict[Hashable, Amounts | str]:
         """What each cluster really requests, or why it could not be read; several at a time."""
         if self.cluster is None:
             return {}
         places = asyncio.Semaphore(self.cluster.concurrency)
 
         async def one(provider: Document) -> tuple[Hashable, Amounts | str]:
+            key = comparable(provider["_id"])
             async with places:
-                return comparable(provider["_id"]), await self._used(ports, provider)
+                return key, await self._used(ports, provider, names[key])
 
         return dict(await asyncio.gather(*(one(provider) for provider in providers)))
 
-    async def _used(self, ports: Ports, provider: Document) -> Amounts | str:
+    async def _used(self, ports: Ports, provider: Document, name: str) -> Amounts | str:
         cluster = self.cluster
         assert cluster is not None  # noqa: S101 - asked only where it is configured
-        key = str(read(provider, self.providers.name) or to_extended_json(provider["_id"]))
         access = Access(
             kubeconfig=read(provider, self.providers.kubeconfig),
             directory=cluster.directory if cluster.access == "directory" else None,
+            file=self._name(provider),
             in_cluster=cluster.access == "in_cluster",
         )
         seconds = cluster.timeout.total_seconds()
-        query = ClusterQuery(
-            cluster.labels, cluster.namespaces, cluster.pods, cluster.claims, cluster.resources, seconds
-        )
+        resources = tuple(resource.model_dump() for resource in cluster.resources)
+        query = ClusterQuery(cluster.labels, cluster.namespaces, cluster.pods, cluster.claims, resources, seconds)
         try:
             async with asyncio.timeout(seconds):
-                return await ports.clients.used(key, access, query)
+                return await ports.clients.used(name, access, query)
         except TimeoutError:
             return f"no answer within {seconds:g} s"
         except AgentError as error:

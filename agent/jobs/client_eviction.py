@@ -13,7 +13,7 @@ rotated certificates are taken up; three refusals, since one may be a restart of
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -23,6 +23,14 @@ from agent.conditions import Condition
 from agent.job import Action, Change, Item, Job, Limit, Ports, Scope
 from agent.settings import Duration
 from agent.store import Namespace
+
+
+def strictest(jobs: Iterable[Job]) -> Rules | None:
+    """The rules by which the enabled jobs of this kind evict, where there is one; of several, each has its say."""
+    rules = [job.rules for job in jobs if isinstance(job, ClientEviction) and job.enabled]
+    if not rules:
+        return None
+    return Rules(min(one.ttl for one in rules), min(one.max_age for one in rules), min(one.refusals for one in rules))
 
 
 class ClientEviction(Job):

@@ -15,6 +15,7 @@ from agent.store import Binary, DatetimeMS, Decimal128, ObjectId
 
 KEY_BYTES: Final = 512  # of an encoded key: ids are short, and a document of 16 MiB has to hold all bookings
 
+_UNSAFE: Final = re.compile(r"[%.$\0]")
 _OBJECT_ID: Final = re.compile(r"[0-9a-f]{24}")
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MILLISECOND: Final = dt.timedelta(milliseconds=1)
@@ -50,7 +51,7 @@ def _name_of(key: object) -> str:
     if isinstance(key, ObjectId):
         return str(key)
     if isinstance(key, str):
-        return re.sub(r"[%.$\0]", lambda match: f"%{ord(match[0]):02X}", key) or "%"
+        return _UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", key) or "%"
     if isinstance(key, int | float | Decimal128) and not isinstance(key, bool):
         return f"%n:{_whole(key)}"
     if isinstance(key, bytes | uuid.UUID):

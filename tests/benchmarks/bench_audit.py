@@ -1,0 +1,232 @@
+"""The audit of 200 providers with 500 databases each, beside what would be run instead.
+
+    python -m pytest -s -o python_files='bench_*.py' tests/benchmarks/bench_audit.py
+
+*ours* is a whole run: claim, proofs, selection, marks, journal. *A query per provider* reads each provider's databases
+and adds them up in Python. *The floor* is one ``$group`` that sums by provider on the server, and compares nothing.
+All in one process on one mongod with the same data; each is taken in turn, and the median of the rounds counts.
+``AUDIT_PROVIDERS``, ``AUDIT_DATABASES`` (of each) and ``AUDIT_ROUNDS`` say how many.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+import tracemalloc
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from agent.ledger import encode_key
+from tests import faulty, servers
+from tests.conftest import Database
+from tests.harness import Bench, Db, Document, opened
+
+PROVIDERS = int(os.environ.get("AUDIT_PROVIDERS", "200"))
+DATABASES = int(os.environ.get("AUDIT_DATABASES", "500"))
+ROUNDS = int(os.environ.get("AUDIT_ROUNDS", "5"))
+GOAL = 2.0  # times the floor
+RESOURCES = ("cpu", "memory", "storage")
+OWED = ("active", "running", "ready", "available", "stopped", "paused")
+# What a platform offers: a dozen sizes. The other extreme is a size of its own for each database.
+FLAVOURS = [{"cpu": 250 * n, "memory": n * 2**30, "storage": 5 * n * 2**30} for n in range(1, 13)]
+DRIFTED, LOST = 3, 7
+
+Work = Callable[[], Awaitable[Any]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way to do it, and what it took."""
+
+    name: str
+    seconds: float
+    peak: int
+    commands: int
+    calls: int = 0
+
+    def line(self, floor: Row) -> str:
+        """As it is printed."""
+        ratio = self.seconds / floor.seconds
+        return (
+            f"{self.name:<42} {self.seconds * 1000:>8.0f} ms {ratio:>6.2f} x floor {self.peak / 2**20:>8.1f} MiB "
+            f"{self.commands:>6} commands {self.calls:>5} calls"
+        )
+
+
+def fill(db: Db, flavours: list[dict[str, int]]) -> None:
+    """Providers whose books agree with their databases, but for a few; and a few databases without a provider."""
+    databases: list[Document] = []
+    providers: list[Document] = []
+    for provider in range(PROVIDERS):
+        mine: list[Document] = [
+            {
+                "_id": f"{provider}-{number}",
+                "provider_id": provider,
+                "status": OWED[number % 2],
+                "resources": flavours[(provider * DATABASES + number) % len(flavours)],
+                "name": f"database {number} of provider {provider}",
+                "connection": {"host": f"db-{number}.example", "port": 5432, "secret": "x" * 40},
+            }
+            for number in range(DATABASES)
+        ]
+        databases += mine
+        bookings = {encode_key(one["_id"]): one["resources"] for one in mine[1 if provider < DRIFTED else 0 :]}
+        allocated = {name: sum(one[name] for one in bookings.values()) for name in RESOURCES}
+        capacity = {name: 2 * amount + 1 for name, amount in allocated.items()}
+        providers.append(
+            {
+                "_id": provider,
+                "name": f"provider {provider}",
+                "kubeconfig": "x" * 3000,
+                "capacity": capacity,
+                "allocated": allocated,
+                "bookings": bookings,
+                "version": 1,
+            }
+        )
+    databases += [
+        {"_id": f"lost-{number}", "provider_id": "gone", "status": "active", "resources": flavours[0]}
+        for number in range(LOST)
+    ]
+    for name, documents in (("providers", providers), ("databases", databases)):
+        db[name].delete_many({})
+        db[name].insert_many(documents)
+    db["databases"].create_index([("provider_id", 1), ("status", 1)])
+
+
+def by_group(db: Db) -> int:
+    """The floor."""
+    sums: Document = {name: {"$sum": f"$resources.{name}"} for name in RESOURCES}
+    return len(list(db["databases"].aggregate([{"$group": {"_id": "$provider_id", **sums}}])))
+
+
+def by_provider(db: Db) -> int:
+    """What is written first: a query for each provider."""
+    drifted = 0
+    for provider in db["providers"].find({}, ["allocated", "bookings"]):
+        mine = list(
+            db["databases"].find({"provider_id": provider["_id"], "status": {"$in": OWED}}, ["resources"], batch_size=1000)
+        )  # fmt: skip
+        owed = {name: sum(one["resources"][name] for one in mine) for name in RESOURCES}
+        booked = {encode_key(one["_id"]): one["resources"] for one in mine}
+        drifted += owed != provider["allocated"] or booked != provider["bookings"]
+    return drifted
+
+
+async def measured(name: str, work: Work, commands: Callable[[], int]) -> Row:
+    """Rounds by the clock, and one more in which memory is traced, which takes longer."""
+    await work()
+    seconds = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        await work()
+        seconds.append(time.perf_counter() - started)
+    before = commands()
+    tracemalloc.start()
+    await work()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return Row(name, statistics.median(seconds), peak, commands() - before)
+
+
+def commands_of(bench: Bench) -> Callable[[], int]:
+    """The commands that the agent has sent, as its metrics count them."""
+
+    def count() -> int:
+        samples = [sample for metric in bench.agent.metrics.registry.collect() for sample in metric.samples]
+        name = "maintenance_mongodb_command_duration_seconds_count"
+        return int(sum(sample.value for sample in samples if sample.name == name))
+
+    return count
+
+
+async def ours(name: str, database: Database, db: Db, **settings: Any) -> Row:
+    """A run of the audit."""
+    async with opened(database, db, {"job": {"kind": "allocation_audit", "run_timeout": "5m", **settings}}) as bench:
+
+        async def run() -> None:
+            ran = await bench.run("job")
+            assert (ran["outcome"], ran["found"]) == ("succeeded", {"drift": DRIFTED, "orphan": LOST})
+
+        return await measured(name, run, commands_of(bench))
+
+
+def told(title: str, rows: list[Row], floor: Row, *, goal: bool) -> None:
+    """Prints a table, and keeps it as JSON where ``BENCH_JSON`` names a folder."""
+    print(f"\n{title}")  # noqa: T201 - a benchmark prints
+    for row in [*rows, floor]:
+        print("  " + row.line(floor))  # noqa: T201 - as above
+    if goal:
+        ratio = rows[0].seconds / floor.seconds
+        print(f"  goal: at most {GOAL:g} x the floor; {'met' if ratio <= GOAL else 'missed'}: {ratio:.2f}")  # noqa: T201
+    if folder := os.environ.get("BENCH_JSON"):
+        told = {"title": title, "goal": GOAL, "rows": [vars(row) for row in [*rows, floor]]}
+        (Path(folder) / f"audit-{title.partition(',')[0].replace(' ', '-')}.json").write_text(json.dumps(told))
+
+
+@servers.both_topologies
+@pytest.mark.parametrize("flavours", ["a dozen sizes", "each its own size"])
+async def test_audit(database: Database, db: Db, flavours: str) -> None:
+    """Without clusters: what the databases say against what the providers say."""
+    several = FLAVOURS
+    if flavours != "a dozen sizes":
+        several = [{**FLAVOURS[n % 12], "cpu": n + 1} for n in range(PROVIDERS * DATABASES)]
+    fill(db, several)
+    counter: Counter[str] = Counter()
+
+    def synchronous(work: Callable[[Db], int], expected: int) -> Work:
+        async def run() -> None:
+            assert work(db) == expected
+
+        return run
+
+    rows = [
+        await ours("ours", database, db),
+        await measured("a query per provider", synchronous(by_provider, DRIFTED), counter.total),
+    ]
+    floor = await measured("the floor: one $group", synchronous(by_group, PROVIDERS + 1), counter.total)
+    version = db.client.server_info()["version"]
+    machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, MongoDB {version}"
+    title = f"{flavours}, {database.topology}, {PROVIDERS} providers x {DATABASES} databases, {machine}"
+    told(title, rows, floor, goal=flavours == "a dozen sizes")
+
+
+@pytest.fixture
+async def clusters(tmp_path: Path) -> AsyncIterator[tuple[str, Counter[str]]]:
+    """One server that stands for every cluster: a kubeconfig for it, and what it was asked."""
+    certificates, asked = faulty.certificates(tmp_path), Counter[str]()
+    lists = faulty.healthy(faulty.items())
+
+    async def counted(request: web.BaseRequest) -> web.StreamResponse:
+        asked[request.path] += 1
+        return await lists(request)
+
+    async with faulty.serving(counted, certificates.for_server(), remember=False) as server:
+        authority = {"certificate-authority-data": certificates.data("ca.crt")}
+        yield json.dumps(faulty.kubeconfig(server.url, {"token": "token"}, authority)), asked
+
+
+async def test_audit_with_clusters(database: Database, db: Db, clusters: tuple[str, Counter[str]]) -> None:
+    """With a cluster a provider, each of one page: the first audit makes the clients, later ones have them."""
+    config, asked = clusters
+    fill(db, FLAVOURS)
+    db["providers"].update_many({}, {"$set": {"kubeconfig": config}})
+    job = {"kind": "allocation_audit", "run_timeout": "5m", "cluster": {"tolerance": 1, "timeout": "60s"}}
+    print(f"\n{PROVIDERS} clusters, read ten at a time; their servers run in the same process")  # noqa: T201
+    async with opened(database, db, {"job": job}) as bench:
+        for name in ("first audit", "second audit"):
+            before = asked.total()
+            started = time.perf_counter()
+            ran = await bench.run("job")
+            seconds = time.perf_counter() - started
+            assert (ran["outcome"], ran["found"].get("unreadable")) == ("succeeded", None)
+            print(f"  {name:<20} {seconds:>6.1f} s {asked.total() - before:>5} calls")  # noqa: T201
