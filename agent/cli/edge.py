@@ -48,6 +48,8 @@ def run(words: Sequence[str] | None) -> int:
     except BrokenPipeError:
         return 0  # `--help | head`
     configuration = Configuration(given.config)
+    if words is None:
+        process.calm_collector()
     runner = asyncio.Runner()
     code = _run(runner, COMMANDS[given.command], Call(given, configuration))
     if words is None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from agent.cli import arguments, output, runs
+from agent.cli import arguments, edge, output, process, runs
 from agent.errors import AgentError, ClusterUnavailableError, StoreDeniedError, StoreUnavailableError, VolumeError
 
 RUN: dict[str, Any] = {
@@ -166,6 +166,16 @@ def test_what_can_be_done_next_is_said() -> None:
     assert "undo" not in _shown({**RUN, "trigger": "restore", "changed": {"restored": 1}})
     assert "undo" not in _shown({**RUN, "changed": {"evicted": 1}})
     assert "there is more to do" in _shown({**RUN, "complete": False})
+
+
+def test_the_process_of_its_own_collects_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one that imports the command line."""
+    calmed: list[bool] = []
+    monkeypatch.setattr(process, "calm_collector", lambda: calmed.append(True))
+    monkeypatch.setattr(process, "cut_after", lambda *_: None)
+    monkeypatch.setattr("sys.argv", ["maintenance-agent", "schema"])
+    assert (edge.run(["schema"]), calmed) == (0, [])
+    assert (edge.run(None), calmed) == (0, [True])
 
 
 def test_numbers_times_and_ids_are_for_people() -> None:
