@@ -232,7 +232,7 @@ async def clusters(tmp_path: Path) -> AsyncIterator[tuple[str, Counter[str]]]:
 
 
 async def test_audit_with_clusters(database: Database, db: Db, clusters: tuple[str, Counter[str]]) -> None:
-    """With a cluster a provider, each of one page: the first audit makes the clients, later ones have them."""
+    """With a cluster a provider, each of one page; more than the client cache holds, so each audit connects anew."""
     config, asked = clusters
     fill(db, FLAVOURS)
     db["providers"].update_many({}, {"$set": {"kubeconfig": config}})
