@@ -30,6 +30,7 @@ from motor.motor_asyncio import AsyncIOMotorClient
 from agent.archive import Restorer
 from agent.ledger import Ledger, encode_key
 from agent.quantity import Amounts
+from agent.store import Collection, Write
 from tests import faulty, servers
 from tests.conftest import Database
 from tests.faulty import Certificates, Handler
@@ -485,12 +486,18 @@ async def test_a_repair_counts_whatever_is_booked_right_after_it(
         await Ledger(client[database.name]["providers"]).allocate("p", "d", SMALL)
         return await settle(self, entries, **options)
 
-    def conflicts(_: int) -> None:
-        db["providers"].update_one({"_id": "q"}, {"$inc": {"version": 1}})
+    write = Collection.write
+    written: list[Sequence[Write]] = []
 
+    async def conflicts(self: Collection, writes: Sequence[Write], **options: Any) -> int:
+        if not written:
+            db["providers"].update_one({"_id": "q"}, {"$inc": {"version": 1}})
+        written.append(writes)
+        return await write(self, writes, **options)
+
+    monkeypatch.setattr(Collection, "write", conflicts)
     monkeypatch.setattr(Restorer, "settle", booked_first)
     async with opened(database, db, {"job": audit(confirm="0s")}) as bench:
-        bench.use(meddled(bench.jobs["job"], after_still=conflicts))
         ran = await bench.run("job")
         assert (ran["outcome"], ran["failed"], ran["changed"]) == ("succeeded", 0, {"repaired": 1})
         assert [(entry["id"], entry["state"]) for entry in bench.entries(ran["_id"])] == [("p", "done")]
