@@ -26,7 +26,18 @@ from agent.job import Action, Change, Item, Job, Run, action_of
 from agent.journal import Journal
 from agent.lease import Lease
 from agent.marks import Marks
-from agent.store import Document, Namespace, RawBSONDocument, Session, Store, Write, comparable, encode, time_limit
+from agent.store import (
+    Document,
+    Namespace,
+    RawBSONDocument,
+    Session,
+    Store,
+    Write,
+    comparable,
+    encode,
+    id_of,
+    time_limit,
+)
 from agent.throttle import Reason, Sizer
 from agent.throttle import Settings as ThrottleSettings
 
@@ -168,7 +179,7 @@ class Batches:
         written = Written(held=len(held))
         by_action: dict[Action, list[Item]] = defaultdict(list)
         for item in items:
-            if comparable(item.id) not in held:
+            if not held or comparable(item.id) not in held:
                 by_action[action_of(item)].append(item)
         for action, some in by_action.items():
             change = job.change(action, self._now)
@@ -220,14 +231,15 @@ class Batches:
             entries = await self._confirm(entries, count)
         elif count != len(matched):
             raise ConflictError("a document changed inside the transaction")
-        done = {comparable(entry["id"]) for entry in entries}
         written.entries += entries
-        written.items += [item for item in matched if comparable(item.id) in done]
+        written.items += _confirmed(matched, entries)
         written.bytes += sum(len(entry["before"]) for entry in entries)
 
     async def _confirm(self, entries: list[Document], count: int) -> list[Document]:
         """Without a transaction: which of the pending changes the server made."""
         if count == len(entries):
+            if not self._keep.archive.enabled:
+                return entries  # nothing was stored that could be confirmed
             await self._keep.archive.mark([entry["_id"] for entry in entries], "done")
             return entries
         return await self._keep.restorer.settle(entries)
@@ -310,6 +322,14 @@ def _any_of(change: Change, items: Sequence[Item]) -> Document:
     return {"$and": [{"_id": {"$in": [item.id for item in items]}}, {"$or": filters}]}
 
 
+def _confirmed(items: Sequence[Item], entries: Sequence[Document]) -> list[Item]:
+    """Those of the items whose change is confirmed by an entry."""
+    if len(entries) == len(items):
+        return list(items)
+    done = {comparable(entry["id"]) for entry in entries}
+    return [item for item in items if comparable(item.id) in done]
+
+
 def _paired(items: Sequence[Item], documents: Sequence[RawBSONDocument]) -> list[tuple[Item, RawBSONDocument]]:
     by_id = {comparable(item.id): item for item in items}
-    return [(by_id[comparable(document["_id"])], document) for document in documents]
+    return [(by_id[comparable(id_of(document))], document) for document in documents]

@@ -99,6 +99,8 @@ def made_at(document: Document, field: str | None) -> dt.datetime | None:
 
 def read(document: Document, path: str) -> Any:
     """The value at a dotted path; ``None`` where there is none."""
+    if "." not in path:
+        return document.get(path)
     value: Any = document
     for part in path.split("."):
         if not isinstance(value, dict):

@@ -135,6 +135,8 @@ class Execution:
 
     async def _sort_out(self, job: Job, spool: Spool) -> Spool:
         """The items that may be changed now; the others are counted as held. Stores the plan or the sightings."""
+        if not (self._run.dry_run or job.patience or await self._keep.marks.any_held(job.namespace)):
+            return spool
         due = Spool()
         for items in spool.batches(SORT_OUT):
             held = await self._held(job, items)

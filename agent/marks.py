@@ -10,7 +10,7 @@ import datetime as dt
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from agent.store import Collection, Document, Index, Namespace, Session, comparable
+from agent.store import Collection, Document, Index, MaxKey, MinKey, Namespace, Session, comparable
 
 INDEXES: tuple[Index, ...] = (
     Index((("expires_at", 1),), expire_after=dt.timedelta(0), name="keep"),
@@ -28,9 +28,16 @@ class Marks:
 
     async def held(self, namespace: Namespace, ids: Sequence[Any], session: Session | None = None) -> set[Hashable]:
         """Which of the documents are held, as ``comparable`` ids."""
+        if not await self.any_held(namespace, session):
+            return set()  # the usual case, for the price of one look instead of one a document
         wanted = [_hold(namespace, id) for id in ids]
         found = await self._collection.find_all({"_id": {"$in": wanted}}, ["_id"], session=session)
         return {comparable(mark["_id"]["id"]) for mark in found}
+
+    async def any_held(self, namespace: Namespace, session: Session | None = None) -> bool:
+        """Whether any document of the collection is held."""
+        all_of_them = {"$gt": _hold(namespace, MinKey()), "$lt": _hold(namespace, MaxKey())}
+        return bool(await self._collection.find_all({"_id": all_of_them}, ["_id"], limit=1, session=session))
 
     async def hold(
         self,

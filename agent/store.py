@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import bson
 import pymongo
-from bson import Binary, Code, Decimal128, Int64, ObjectId, json_util
+from bson import Binary, Code, Decimal128, Int64, MaxKey, MinKey, ObjectId, json_util
 from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.datetime_ms import DatetimeMS
 from bson.raw_bson import RawBSONDocument
@@ -48,6 +48,8 @@ __all__ = [
     "Index",
     "Int64",
     "Key",
+    "MaxKey",
+    "MinKey",
     "Namespace",
     "ObjectId",
     "RawBSONDocument",
@@ -62,6 +64,7 @@ __all__ = [
     "from_extended_json",
     "from_extended_mapping",
     "id_to_json",
+    "id_of",
     "is_storable",
     "time_limit",
     "to_extended_json",
@@ -78,7 +81,7 @@ CommandObserver = Callable[[str, float, bool], None]
 SERVER_SELECTION_SECONDS = 5.0  # how long a verb looks for a primary before it says that there is none
 CONNECT_SECONDS = 5.0
 CHUNK = 1000  # documents a network round trip: decoding a thousand holds the interpreter for about a millisecond
-RAW_CHUNK = 500  # whole documents a round trip; the server ends a round at 16 MiB anyway
+RAW_CHUNK = 10_001  # whole documents a round trip, one more than a batch; the server ends a round at 16 MiB anyway
 LARGE_CHUNK = 16  # documents that are decoded at a time where each may take 16 MiB
 TRANSACTION_PAUSE_SECONDS = 0.05  # first pause before a transaction is tried again; doubles, with full jitter
 TRANSACTION_PAUSE_MAX_SECONDS = 2.0
@@ -115,6 +118,7 @@ _EXACT = json_util.JSONOptions(
 )
 _WRITE = WriteConcern(w="majority")
 _EXTENDED_KEYS = {"$oid", "$date", "$numberInt", "$numberLong", "$numberDouble", "$numberDecimal", "$uuid", "$binary"}
+_OBJECT_ID_IN_FRONT = b"\x07_id\0"
 _DUPLICATE_CODE = 11000
 _DENIED_CODES = {13, 18, 8000}  # Unauthorized, AuthenticationFailed, and Atlas' own
 _CONFLICT_CODES = {112, 24, 251}  # WriteConflict, LockTimeout, NoSuchTransaction
@@ -174,6 +178,14 @@ def is_storable(value: object) -> bool:
     return True
 
 
+def id_of(document: RawBSONDocument) -> Any:
+    """The ``_id`` of a raw document. Looks at an ObjectId in front where it stands: to decode the whole takes long."""
+    raw = bytes(document.raw)
+    if raw[4:9] == _OBJECT_ID_IN_FRONT:
+        return ObjectId(raw[9:21])
+    return document["_id"]
+
+
 def type_name(value: object) -> str:
     """The BSON type of a value; all numbers are one type, as they are to the server's comparison."""
     if isinstance(value, bool):
@@ -183,14 +195,16 @@ def type_name(value: object) -> str:
     return next((name for kind, name in _TYPE_NAMES if isinstance(value, kind)), type(value).__name__)
 
 
-def comparable(value: object) -> Hashable:
+def comparable(value: object) -> Hashable:  # noqa: PLR0911 - one line a type, the most frequent first
     """A hashable stand-in for a value: equal stand-ins mean that the server compares the values as equal.
 
     The opposite does not hold (a nested number, a collation): ask the server before unequal is taken for different.
     """
+    if type(value) is ObjectId:
+        return value.binary  # hashes much faster, and nothing else is stood in for by bytes
     if isinstance(value, tuple):
         return tuple(comparable(entry) for entry in value)
-    if value is None or isinstance(value, ObjectId) or (isinstance(value, str) and not isinstance(value, Code)):
+    if value is None or (isinstance(value, str) and not isinstance(value, Code)):
         return value
     if isinstance(value, bool):
         return ("bool", value)
@@ -394,22 +408,22 @@ class Collection:
     ) -> tuple[list[RawBSONDocument], bool]:
         """The matching documents byte for byte as the server holds them, and whether these are all.
 
-        Reading ends where ``most_bytes`` is reached, or a few documents later where they grow in size.
+        Reading ends with the document that reaches ``most_bytes``.
         """
-        raw: AsyncIOMotorCollection[Any] = self._raw.with_options(codec_options=_RAW)
         documents: list[RawBSONDocument] = []
-        size, chunk = 0, RAW_CHUNK if most_bytes is None else 1
-        cursor = raw.find(filter, hint=hint, session=session, batch_size=RAW_CHUNK)
+        size = 0
+        cursor: Any = self._raw.find_raw_batches(filter, hint=hint, session=session, batch_size=RAW_CHUNK)
         try:
             while most_bytes is None or size < most_bytes:
                 with _our_errors():
-                    some = await cursor.to_list(chunk)
-                documents += some
-                size += sum(len(document.raw) for document in some)
-                if len(some) < chunk:
+                    replies = await cursor.to_list(1)
+                for document in _raw_documents(replies):
+                    documents.append(document)
+                    size += len(document.raw)
+                    if most_bytes is not None and size >= most_bytes:
+                        return documents, False
+                if not cursor.alive:
                     return documents, True
-                if most_bytes is not None:  # as many as fit if they are as large as those before
-                    chunk = max(min(2 * chunk, LARGE_CHUNK, (most_bytes - size) * len(documents) // size), 1)
             return documents, False
         finally:
             with contextlib.suppress(errors.PyMongoError):
@@ -579,6 +593,11 @@ def _projection(fields: Sequence[str] | None) -> Document | None:
     outer = [path for path in fields if not any(path.startswith(f"{other}.") for other in fields)]
     projection: Document = dict.fromkeys(outer, 1)
     return projection if "_id" in outer else {**projection, "_id": 0}
+
+
+def _raw_documents(replies: Sequence[bytes]) -> Iterator[RawBSONDocument]:
+    for reply in replies:
+        yield from bson.decode_all(reply, codec_options=_RAW)
 
 
 def _operation(write: Write) -> pymongo.DeleteMany | pymongo.UpdateMany:
