@@ -14,7 +14,8 @@ from typing import Any
 from agent.store import Document, ObjectId
 
 _NOT_AN_ARRAY: Document = {"$not": {"$type": "array"}}
-# Named one by one, since the planner makes index bounds of a list of types but not of "not a date".
+# Named one by one, since the planner makes index bounds of a list of types but not of "not a date"; nor does it of a
+# list that names arrays, which may hold anything.
 _NO_DATE_TYPES = [
     "minKey", "double", "string", "object", "array", "binData", "undefined", "objectId", "bool", "null", "regex",
     "dbPointer", "javascript", "symbol", "javascriptWithScope", "int", "timestamp", "long", "decimal", "maxKey",
@@ -65,9 +66,17 @@ def absent(field: str) -> Document:
     return _itself(field, {"$eq": None})
 
 
-def no_date(field: str) -> Document:
-    """The field holds no date, whatever else it holds or does not."""
-    return {"$or": [{field: {"$type": _NO_DATE_TYPES}}, {field: {"$exists": False}}, *_in_arrays(field)]}
+def no_date(field: str, horizon: dt.datetime | None = None) -> Document:
+    """The field holds no date, whatever else it holds or does not.
+
+    With a ``horizon`` an array that holds nothing but later dates (or arrays) is overlooked: an index does not tell it
+    from a date, and to look for it takes a walk over all documents that have one.
+    """
+    if horizon is None:
+        return {"$or": [{field: {"$type": _NO_DATE_TYPES}}, {field: {"$exists": False}}, *_in_arrays(field)]}
+    types = [name for name in _NO_DATE_TYPES if name != "array"]
+    arrays = [{field: {"$eq": []}}, {field: {"$type": "array", "$lt": horizon}}]
+    return {"$or": [{field: {"$type": types}}, {field: {"$exists": False}}, *arrays, *_in_arrays(field)]}
 
 
 def odd_date(field: str) -> Document:

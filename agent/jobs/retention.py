@@ -74,7 +74,7 @@ class Retention(TaskJob):
             date = since if isinstance(since, dt.datetime) else None
             ended = date.date().isoformat() if date else "long ago"  # strftime takes seven times as long
             yield Item(task["_id"], "expired", "deleted", f"{status}, ended {ended}", since=date)
-        async for task in ports.store.find(self.namespace, together(*self._unfinished), []):
+        async for task in ports.store.find(self.namespace, together(*self._unfinished(now)), []):
             yield Item(task["_id"], "malformed", None, f"finished, but {self._end} is not a date")
 
     def change(self, action: Action, now: dt.datetime) -> Change:
@@ -103,11 +103,15 @@ class Retention(TaskJob):
             old = Condition(f"ended longer ago than its status is kept (`keep`: {kept})", {"$or": each}, (self._end,))
         return [finished, *self.narrowing, old]
 
-    @property
-    def _unfinished(self) -> list[Condition]:
+    def _unfinished(self, now: dt.datetime) -> list[Condition]:
         """Finished by status, without an end."""
+        horizon = now - min(self._kept.values())
         values = [value for name in self._kept for value in getattr(self.statuses, name)]
-        return [self.in_status(*values), *self.narrowing, Condition("has no end", no_date(self._end), (self._end,))]
+        return [
+            self.in_status(*values),
+            *self.narrowing,
+            Condition("has no end", no_date(self._end, horizon), (self._end,)),
+        ]
 
     @property
     def queries(self) -> Sequence[Query]:

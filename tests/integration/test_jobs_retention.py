@@ -7,6 +7,8 @@ from typing import Any
 
 from bson import Int64, ObjectId, Timestamp
 
+from agent.conditions import together
+from agent.jobs.retention import Retention
 from tests import servers
 from tests.conftest import Database
 from tests.harness import DAY, HOUR, MINUTE, Db, Document, meddled, opened, server_now
@@ -98,6 +100,22 @@ async def test_a_finished_task_without_an_end_is_reported_and_stays(database: Da
         "status_null": {"status": None, "completed_at": ancient},
     }
     assert await selected(database, db, tasks) == dict.fromkeys([*odd, "missing"], "malformed")
+
+
+async def test_what_is_kept_is_not_looked_at_to_find_what_has_no_end(database: Database, db: Db) -> None:
+    """A run costs what is past the horizon, not what the collection holds; an array is found by its first old entry."""
+    kept = [{"_id": number, "status": "COMPLETED", "completed_at": NOON - number * HOUR} for number in range(500)]
+    ends = {"empty": [], "mixed": ["2020", NOON], "old": [NOON, NOON - 99 * DAY], "young": [NOON]}
+    odd = [{"_id": name, "status": "FAILED", "completed_at": end} for name, end in ends.items()]
+    db["analysis_tasks"].insert_many(kept + odd)
+    async with opened(database, db, old()) as bench:
+        assert await bench.selected("old", NOON) == dict.fromkeys({*ends} - {"young"}, "malformed")
+        job = bench.jobs["old"]
+        assert isinstance(job, Retention)
+        filter = together(*job._unfinished(NOON))
+    query = {"find": "analysis_tasks", "filter": filter}
+    explained = db.command("explain", query, verbosity="executionStats")
+    assert explained["executionStats"]["totalDocsExamined"] < 20
 
 
 async def test_the_oldest_come_first(database: Database, db: Db) -> None:
