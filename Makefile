@@ -14,6 +14,8 @@ CONFIG ?= config/maintenance.yaml
 # Each worker starts servers of its own: more than four help nobody, and -n auto would count every core.
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((n > 4 ? 4 : n)))
 PYTEST_ARGS ?=
+# How many tasks the benchmarks work on.
+SIZE ?= 1000000
 TYPED = agent tests $(wildcard dashboards)
 YAML = $(wildcard .pre-commit-config.yaml .yamllint.yaml config dashboards mkdocs.yml)
 
@@ -51,8 +53,9 @@ format: $(VENV)/.dev ## Bring the code into its format, and mend what ruff can m
 	@$(BIN)/ruff format .
 
 # Benchmarks are files named bench_*.py, which `make test` does not collect.
-bench: $(VENV)/.dev
-	@$(BIN)/python -m pytest -s -o python_files='bench_*.py' tests/benchmarks $(PYTEST_ARGS)
+bench: $(VENV)/.dev ## Measure each pass beside its peers, write docs/performance.md anew (SIZE=10000000 PYTEST_ARGS="-k growth")
+	@SIZE=$(SIZE) $(BIN)/python -m pytest -q -s -o python_files='bench_*.py' -o faulthandler_timeout=0 tests/benchmarks $(PYTEST_ARGS)
+	@$(BIN)/python -m tests.benchmarks.chart
 
 # The reference is the second half of its page: what follows the mark is made from the code.
 define reference
