@@ -107,7 +107,7 @@ class StoreReader:
             return
         async for document in self._store.collection(namespace).find(filter, fields, hint=hint):
             key = tuple(read(document, name) for name in fields)
-            if comparable(key) not in leaving:
+            if not leaving or comparable(key) not in leaving:
                 yield key
 
     async def groups(
