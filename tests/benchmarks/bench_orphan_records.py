@@ -15,17 +15,18 @@ from tests.harness import server_now
 
 SAMPLE = 20_000
 TRIES = 3
+FEW = 200
 RECORDS = "generated_applications"
 FIELDS = {"_id": 0, "model_slug": 1, "app_number": 1}
 
 
-@pytest.mark.parametrize("parents", [200, 20_000])
+@pytest.mark.parametrize("parents", [FEW, 20_000])
 async def test_orphan_records(database: Database, db: Db, size: int, root: Path, parents: int) -> None:
     records = size // 5
+    name = "few" if parents == FEW else "many"
     parents = min(parents, records // 10)
     _make(db, root, records, parents, server_now(db))
     job = {"kind": "orphan_records", "root": str(root), "path": "{model_slug}/app{app_number}"}
-    name = "few" if parents <= 200 else "many"
     figures = Figures(f"orphan_records_{name}", f"{records:,} records under {parents:,} parents", size, "standalone")
     async with agent(database, db, "records", job) as bench:
         runs = [await ran(bench, "records", dry_run=True) for _ in range(TRIES)]
