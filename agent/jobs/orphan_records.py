@@ -19,6 +19,7 @@ import datetime as dt
 import re
 import string
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -221,7 +222,8 @@ class OrphanRecords(Quarantined):
         return [Query(self.namespace, self.filter, Index(keys), "records in the order of their directories", keys)]
 
 
-def _parse(template: str) -> list[tuple[str, str | None]]:
+@cache  # as many as are configured, and asked for once a record
+def _parse(template: str) -> tuple[tuple[str, str | None], ...]:
     """The literal texts of a path template, each with the field that follows it. Raises ``ValueError``."""
     try:
         pieces = [
@@ -238,7 +240,7 @@ def _parse(template: str) -> list[tuple[str, str | None]]:
         raise ValueError("must be a relative path under `root`, without ..")
     if not any(name for _, name, _, _ in pieces):
         raise ValueError("must name at least one field of the record, such as {model_slug}")
-    return [(literal, name) for literal, name, _, _ in pieces]
+    return tuple((literal, name) for literal, name, _, _ in pieces)
 
 
 def _as_text(value: Any) -> str | None:
