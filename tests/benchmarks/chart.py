@@ -115,7 +115,9 @@ def draw(benchmarks: Sequence[Benchmark], path: Path) -> None:
     )
     figure, axes = plt.subplots(figsize=(9, 0.32 * len(bars) + 1), facecolor="white")
     names, shares, met = zip(*bars, strict=True)
-    axes.barh(names, shares, color=[GREEN if one else AMBER for one in met], height=0.6)
+    axes.barh(
+        names, [share - 1 for share in shares], left=1, color=[GREEN if one else AMBER for one in met], height=0.6
+    )
     axes.axvline(1, color=INK, linewidth=1)
     axes.set_xscale("log")
     axes.set_xlabel("how far the goal was reached (1 = the goal, to the right is better)")
