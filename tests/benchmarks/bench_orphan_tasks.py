@@ -58,7 +58,7 @@ async def test_orphan_tasks(database: Database, db: Db, size: int) -> None:
     figures.write()
 
 
-async def test_orphan_tasks_as_the_collection_grows(database: Database, db: Db, size: int) -> None:
+async def test_orphan_tasks_growth(database: Database, db: Db, size: int) -> None:
     """The active tasks stay as many while the finished ones become ten times as many (SIZE=10000000: 1M, 10M)."""
     now = server_now(db)
     _records(db, now)
