@@ -36,7 +36,7 @@ class Marks:
 
     async def any_held(self, namespace: Namespace, session: Session | None = None) -> bool:
         """Whether any document of the collection is held."""
-        all_of_them = {"$gt": _hold(namespace, MinKey()), "$lt": _hold(namespace, MaxKey())}
+        all_of_them = {"$gte": _hold(namespace, MinKey()), "$lte": _hold(namespace, MaxKey())}
         return bool(await self._collection.find_all({"_id": all_of_them}, ["_id"], limit=1, session=session))
 
     async def hold(

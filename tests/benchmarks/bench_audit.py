@@ -175,12 +175,12 @@ async def ours(name: str, database: Database, db: Db, **settings: Any) -> Row:
 
 def told(title: str, rows: list[Row], floor: Row, *, goal: bool) -> None:
     """Prints a table, and keeps it as JSON where ``BENCH_JSON`` names a folder."""
-    print(f"\n{title}")  # noqa: T201 - a benchmark prints
+    print(f"\n{title}")
     for row in [*rows, floor]:
-        print("  " + row.line(floor))  # noqa: T201 - as above
+        print("  " + row.line(floor))
     if goal:
         ratio = rows[0].seconds / floor.seconds
-        print(f"  goal: at most {GOAL:g} x the floor; {'met' if ratio <= GOAL else 'missed'}: {ratio:.2f}")  # noqa: T201
+        print(f"  goal: at most {GOAL:g} x the floor; {'met' if ratio <= GOAL else 'missed'}: {ratio:.2f}")
     if folder := os.environ.get("BENCH_JSON"):
         told = {"title": title, "goal": GOAL, "rows": [vars(row) for row in [*rows, floor]]}
         (Path(folder) / f"audit-{title.partition(',')[0].replace(' ', '-')}.json").write_text(json.dumps(told))
@@ -237,7 +237,7 @@ async def test_audit_with_clusters(database: Database, db: Db, clusters: tuple[s
     fill(db, FLAVOURS)
     db["providers"].update_many({}, {"$set": {"kubeconfig": config}})
     job = {"kind": "allocation_audit", "run_timeout": "5m", "cluster": {"tolerance": 1, "timeout": "60s"}}
-    print(f"\n{PROVIDERS} clusters, read ten at a time; their servers run in the same process")  # noqa: T201
+    print(f"\n{PROVIDERS} clusters, read ten at a time; their servers run in the same process")
     async with opened(database, db, {"job": job}) as bench:
         for name in ("first audit", "second audit"):
             before = asked.total()
@@ -245,4 +245,4 @@ async def test_audit_with_clusters(database: Database, db: Db, clusters: tuple[s
             ran = await bench.run("job")
             seconds = time.perf_counter() - started
             assert (ran["outcome"], ran["found"].get("unreadable")) == ("succeeded", None)
-            print(f"  {name:<20} {seconds:>6.1f} s {asked.total() - before:>5} calls")  # noqa: T201
+            print(f"  {name:<20} {seconds:>6.1f} s {asked.total() - before:>5} calls")

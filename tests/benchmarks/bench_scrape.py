@@ -52,7 +52,7 @@ def show(name: str, late: Sequence[float], note: str = "") -> None:
     """Prints the figures of a measurement, in milliseconds."""
     cuts = statistics.quantiles(late, n=1000)
     figures = "".join(f"{seconds * 1000:8.2f}" for seconds in (cuts[499], cuts[989], cuts[998], max(late)))
-    print(f"{name:20}{figures}   {len(late):6d} beats{note}")  # noqa: T201 - for people to read
+    print(f"{name:20}{figures}   {len(late):6d} beats{note}")
 
 
 async def test_a_scrape_of_ten_thousand_series_does_not_stop_the_loop() -> None:
@@ -65,7 +65,7 @@ async def test_a_scrape_of_ten_thousand_series_does_not_stop_the_loop() -> None:
     gc.collect()
     gc.freeze()  # as `serve` does
     head = f"\n{series} series, {len(body) // 1024} KiB; ms that the loop stood:"
-    print(f"{head}\n{'':20}{'p50':>8}{'p99':>8}{'p99.9':>8}{'max':>8}")  # noqa: T201 - for people to read
+    print(f"{head}\n{'':20}{'p50':>8}{'p99':>8}{'p99.9':>8}{'max':>8}")
     late: list[float] = []
     async with beating(late):
         await asyncio.sleep(2)
