@@ -17,6 +17,8 @@ PYTEST_ARGS ?=
 # How many tasks the benchmarks work on.
 SIZE ?= 1000000
 TYPED = agent tests $(wildcard dashboards)
+# The tests start the agent hundreds of times: without its bytecode each start would compile all of it anew.
+unexport PYTHONDONTWRITEBYTECODE
 YAML = $(wildcard .pre-commit-config.yaml .yamllint.yaml config dashboards mkdocs.yml)
 
 .PHONY: help demo stack run test faults check lint format bench docs picture sbom lock clean

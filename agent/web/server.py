@@ -19,6 +19,7 @@ BACKLOG: Final = 1024
 # Without a whole request for so long a connection is closed: somebody who opens many and says nothing must not use up
 # what there is. aiohttp's own hour would let them.
 IDLE_SECONDS: Final = 75.0
+LINGER_SECONDS: Final = 2.0  # for the rest of a body that nobody wants; aiohttp's own 10 keep a connection for nothing
 
 
 def ssl_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
@@ -103,6 +104,7 @@ class Server:
             loop=asyncio.get_running_loop(),
             access_log=None,  # type: ignore[arg-type] # none: the edge logs its own line a request
             keepalive_timeout=IDLE_SECONDS,
+            lingering_time=LINGER_SECONDS,
             max_line_size=REQUEST_LINE,
         )
 

@@ -578,7 +578,7 @@ async def test_databases_that_are_not_there_are_no_proof_that_nothing_is_owed(da
 
 # ------------------------------------------------------------------------------------------- while allocators run
 
-CALLERS = 3
+CALLERS = 2
 PROVIDERS = 8
 BURST = 10  # calls for one provider before the next is chosen: so some are quiet for as long as two readings take
 DONE_WITHIN = 240.0  # seconds; some tens on a machine with two cores

@@ -166,6 +166,7 @@ async def test_what_cannot_be_read_is_answered_like_any_other_error(
 async def test_a_connection_without_a_whole_request_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether nothing comes, half of a head, or half of a body; the others are served meanwhile."""
     monkeypatch.setattr(server_module, "IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(server_module, "LINGER_SECONDS", 0.05)
     monkeypatch.setattr(endpoints, "BODY_SECONDS", 0.05)
     tokens_file = tmp_path / "tokens"
     await asyncio.to_thread(tokens_file.write_text, f"ann:{ANN}\n", "utf-8")
