@@ -61,6 +61,7 @@ class Agent:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self.metrics = Metrics(agent_version(), settings.jobs)
         self.store = Store(settings.mongodb.uri.get_secret_value(), observe=self.metrics.command)
+        self.indexes_wait = False
         self.threads = ThreadPoolExecutor(VOLUME_THREADS, thread_name_prefix="volume")
         archive = Archive(self._collection("items"), keep=settings.archive.keep, enabled=settings.archive.enabled)
         self.keep = Keep(
@@ -100,7 +101,7 @@ class Agent:
     async def prepare(self) -> None:
         """Creates the indexes (or reports those that are missing). Raises ``StoreError`` where MongoDB is away."""
         if self.settings.indexes == "manage":
-            await indexes.manage(self.store, self.wanted_indexes())
+            self.indexes_wait = bool(await indexes.manage(self.store, self.wanted_indexes()))
             return
         for want in await indexes.missing(self.store, self.wanted_indexes()):
             log.warning("index_missing", index=indexes.describe(want))
@@ -269,6 +270,8 @@ class Service:
             log.warning("startup_pass_not_begun", error=str(error))
 
     async def _start_due(self, due: Mapping[str, dt.datetime]) -> None:
+        if self.agent.indexes_wait:
+            await self._prepare_again()
         try:
             jobs = await self._not_paused(list(due))
         except StoreError:
@@ -404,7 +407,7 @@ class Service:
         return {"reloaded": True, "jobs": list(settings.jobs), "needs_restart": fixed, "warnings": settings.warnings}
 
     async def _prepare_again(self) -> None:
-        """The indexes that new jobs want; a slow run is better than none."""
+        """The indexes that new jobs or new collections want; a slow run is better than none."""
         try:
             await self.agent.prepare()
         except StoreError as error:

@@ -1,7 +1,8 @@
 """Indexes: those that the agent's own collections and the queries of its jobs need.
 
 With ``indexes: manage`` missing ones are created; a missing permission is a warning, since a slow run is better than
-none. With ``check`` they are only reported.
+none. A collection of the application that does not exist is not made: its name may be a mistake, and its indexes wait
+until there is one. With ``check`` they are only reported.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ class Wanted:
     namespace: Namespace
     index: Index
     purpose: str
+    own: bool = False
+    """Whether the collection is the agent's."""
 
 
 def wanted(database: str, prefix: str, jobs: Iterable[Job]) -> Iterator[Wanted]:
@@ -33,7 +36,7 @@ def wanted(database: str, prefix: str, jobs: Iterable[Job]) -> Iterator[Wanted]:
     own = {"runs": journal.INDEXES, "items": archive.INDEXES, "marks": marks.INDEXES, "controls": controls.INDEXES}
     for name, indexes in own.items():
         for index in indexes:
-            yield Wanted(Namespace(database, prefix + name), index, "the agent's own records")
+            yield Wanted(Namespace(database, prefix + name), index, "the agent's own records", own=True)
     for job in jobs:
         for query in job.queries if job.enabled else ():
             if query.index is not None:
@@ -59,20 +62,24 @@ async def missing(store: Store, wants: Iterable[Wanted]) -> list[Wanted]:
     return lacking
 
 
-async def manage(store: Store, wants: Iterable[Wanted]) -> list[str]:
-    """Creates what is missing; returns what could not be created, and why. Raises ``StoreUnavailableError``."""
-    problems: list[str] = []
+async def manage(store: Store, wants: Iterable[Wanted]) -> list[Wanted]:
+    """Creates what is missing; returns what waits for its collection. Raises ``StoreUnavailableError``."""
+    waiting: list[Wanted] = []
     for want in await missing(store, wants):
+        collection = store.collection(want.namespace)
+        if not want.own and not await collection.indexes():  # every collection has one
+            log.info("index_waits_for_its_collection", index=describe(want))
+            waiting.append(want)
+            continue
         try:
-            await store.collection(want.namespace).create_index(want.index)
+            await collection.create_index(want.index)
         except StoreUnavailableError:
             raise
         except StoreError as error:
-            problems.append(f"{describe(want)}: {error}")
             log.warning("index_not_created", index=describe(want), error=str(error))
         else:
             log.info("index_created", index=describe(want))
-    return problems
+    return waiting
 
 
 def describe(want: Wanted) -> str:

@@ -105,9 +105,24 @@ SLOT = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 # --------------------------------------------------------------------------------------------------------------- start
 
 
+async def test_a_collection_that_is_not_there_is_not_made_and_gets_its_indexes_once_it_is(
+    database: Database, db: Db
+) -> None:
+    """Its name may be a mistake; and an application may start after its agent."""
+    async with made(Told(database, {"old": {**JOBS["old"], "collection": "analysis_taks"}})) as service:
+        await service.agent.prepare()
+        await service._start_due({})
+        assert "analysis_taks" not in db.list_collection_names()
+        assert "maintenance_runs" in db.list_collection_names()
+        db["analysis_taks"].insert_one({"_id": 1})
+        await service._start_due({})
+        assert await indexes.missing(service.agent.store, service.agent.wanted_indexes()) == []
+
+
 async def test_a_service_prepares_the_database_and_begins_with_a_pass(database: Database, db: Db) -> None:
     """Of the jobs that are enabled and meant for it, in cascade order; then it is ready, and ends when it is told to."""
     told = Told(database, JOBS)
+    db.create_collection("analysis_tasks")
     async with served(told) as service:
         await until(lambda: len(runs(db)) == 2)
         ran = runs(db)
@@ -266,6 +281,7 @@ async def test_what_is_due_without_a_database_fails_and_the_clock_goes_on(
 async def test_a_reload_takes_the_new_jobs_and_keeps_what_was_opened(database: Database, db: Db) -> None:
     """It says what needs a restart, and a job's next slots follow its new schedule."""
     told = Told(database, {"old": {**JOBS["old"], "every": "1h"}}, schedule={"jitter": "0s"})
+    db.create_collection("analysis_tasks")
     async with served(told) as service:
         await until(lambda: len(runs(db)) == 1)
         told.jobs = {"old": {**JOBS["old"], "every": "10m", "keep": "60d"}, "new": {"kind": "stuck_tasks"}}

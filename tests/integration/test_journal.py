@@ -26,7 +26,7 @@ async def records(database: Database) -> AsyncIterator[Journal]:
     """A journal with its indexes."""
     store = Store(database.uri)
     namespace = Namespace(database.name, "runs")
-    await indexes.manage(store, [indexes.Wanted(namespace, index, "test") for index in journal.INDEXES])
+    await indexes.manage(store, [indexes.Wanted(namespace, index, "test", own=True) for index in journal.INDEXES])
     yield Journal(store.collection(namespace), keep=KEEP)
     await store.close()
 
