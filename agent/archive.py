@@ -10,6 +10,7 @@ Restore puts back what is still as the agent left it, byte for byte, the order o
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Sequence
@@ -42,6 +43,7 @@ INDEXES: tuple[Index, ...] = (
 PLAN_KEEP = dt.timedelta(hours=24)
 ENTRY_BYTES = 16 * 1024 * 1024 - 16 * 1024  # what MongoDB stores, less what an entry adds to the document
 RESTORE_BATCH = 500
+PORTION = 100  # documents that are copied in one turn of the event loop: some milliseconds
 
 
 class Archive:
@@ -81,7 +83,9 @@ class Archive:
     ) -> list[Document]:
         """Archives documents before their change: whole ones before a deletion, else the fields that it sets."""
         entries: list[Document] = []
-        for item, document in documents:
+        for number, (item, document) in enumerate(documents, 1):
+            if not number % PORTION:
+                await asyncio.sleep(0)  # a batch of thousands must not keep the loop from the health checks
             entry = _entry(run, namespace, item, state, now + self._keep)
             if change.set is None:
                 entry["before"] = Binary(document.raw)
