@@ -149,7 +149,7 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_gib": round(int(memory.split()[1]) / 2**20, 1) if memory else None,
         "load": [round(load, 1) for load in os.getloadavg()],
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
     }
 
 
