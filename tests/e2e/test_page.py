@@ -419,6 +419,8 @@ def test_hostile_ids_and_reasons_are_text(
     held = [mark["_id"]["id"] for mark in db.maintenance_marks.find({"_id.type": "hold"})]
     assert sorted(map(str, held)) == sorted(str(record["_id"]) for record in records[1:])
     sheet(page).get_by_role("button", name=re.compile("^Release")).first.click()
+    # The notice of a hold ends with these words too ("until it is released"): the buttons tell that it was done.
+    expect(sheet(page).get_by_role("button", name=re.compile("^Release"))).to_have_count(len(HOSTILE))
     expect(page.locator("#sheet-notice")).to_contain_text("is released")
     assert db.maintenance_marks.count_documents({"_id.type": "hold"}) == len(HOSTILE)
     # One of them is deleted and restored by itself, too.
