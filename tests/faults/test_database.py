@@ -65,7 +65,7 @@ def test_counts_are_true_and_nothing_is_lost_whatever_the_server_answers(
     database: Database, db: world.Database, root: Path, nursery: Nursery, rng: random.Random, scaled: Scaled, name: str
 ) -> None:
     """Runs in trouble change what they say, or leave it to the next one to find out; then the work ends and is undone."""
-    made = world.make(db, root, scaled(DOCUMENTS, 200), rng)
+    made = world.make(db, root, scaled(DOCUMENTS, 100), rng)
     settings = world.settings(database.uri, database.name, root, defaults={"batch": 10, "run_timeout": "20s"})
     outcomes: Counter[str] = Counter()
     with nursery.agent(settings).open() as agent:
@@ -122,7 +122,7 @@ def test_a_server_that_stands_still_for_a_while_costs_no_truth(
         if database.topology == "replica_set"
         else request.getfixturevalue("breakable_mongod")
     )
-    made = world.make(db, root, scaled(DOCUMENTS, 200), rng)
+    made = world.make(db, root, scaled(DOCUMENTS, 100), rng)
     settings = world.settings(database.uri, database.name, root, defaults={"batch": 10, "run_timeout": "20s"})
     outcomes: Counter[str] = Counter()
     with nursery.agent(settings).open() as agent:

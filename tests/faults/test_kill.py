@@ -53,7 +53,7 @@ def test_nothing_is_lost_when_the_agent_is_killed_at_any_command_to_the_database
         agent.runs()
         commands = agent.ask("commands")["commands"]
     points = [(number, when) for number in range(1, commands + 1) for when in ("started", "succeeded")]
-    chosen = rng.sample(points, scaled(len(points), 12))
+    chosen = rng.sample(points, scaled(len(points), 8))
 
     def kill_at(point: tuple[int, str]) -> bool:
         number, when = point

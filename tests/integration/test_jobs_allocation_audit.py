@@ -37,7 +37,7 @@ from tests.faulty import Certificates, Handler
 from tests.harness import MINUTE, Bench, Db, Document, meddled, opened
 
 WORLDS = settings(
-    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "25")),
+    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "15")),
     deadline=None,
     derandomize="HYPOTHESIS_EXAMPLES" not in os.environ,  # the same worlds every time, unless asked for more
     phases=(Phase.explicit, Phase.generate),  # a world is small as it is, and each costs two runs
