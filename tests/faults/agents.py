@@ -20,6 +20,7 @@ from typing import Any, Self
 from pymongo.database import Database
 
 from agent.demo.mongod import spawn
+from tests.faults import world
 
 Line = dict[str, Any]
 
@@ -180,6 +181,16 @@ def finish(agent: Agent, db: Database[Line], what: str = "run", **how: Any) -> N
         return ended and not db["maintenance_runs"].count_documents({"ended_at": None})
 
     until(done, seconds=FINISH_SECONDS, every=0.2)
+
+
+def check_and_undo(agent: Agent, db: Database[Line], made: world.World) -> None:
+    """Holds the ended work against the world, restores every run, and finds the first state byte for byte."""
+    world.check(db, made, settled=True)
+    world.check_ended(db, made)
+    for run in world.newest_first(db):
+        finish(agent, db, "restore", run=run)
+    assert not world.difference(made.first, world.snapshot(db))
+    world.forget_the_agent(db)
 
 
 class Nursery:

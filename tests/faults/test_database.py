@@ -15,7 +15,7 @@ from agent.demo.mongod import Mongod
 from tests import servers
 from tests.conftest import Database
 from tests.faults import world
-from tests.faults.agents import Nursery, finish
+from tests.faults.agents import Nursery, check_and_undo, finish
 from tests.faults.conftest import Scaled
 from tests.faults.world import Document
 
@@ -134,12 +134,7 @@ def test_a_server_that_stands_still_for_a_while_costs_no_truth(
                 outcomes.update(run["outcome"] for run in agent.answer()["runs"])
             world.check(db, made, settled=database.topology == "replica_set")
             finish(agent, db)
-            world.check(db, made, settled=True)
-            world.check_ended(db, made)
-            for run in world.newest_first(db):
-                finish(agent, db, "restore", run=run)
-            assert not world.difference(made.first, world.snapshot(db))
-            world.forget_the_agent(db)
+            check_and_undo(agent, db, made)
     print(f"a server that stands still: {dict(outcomes)}")  # noqa: T201
 
 

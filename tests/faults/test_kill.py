@@ -12,7 +12,7 @@ from typing import Any
 from tests import servers
 from tests.conftest import Database
 from tests.faults import world
-from tests.faults.agents import Agent, GoneError, Nursery, finish, until
+from tests.faults.agents import Agent, GoneError, Nursery, check_and_undo, finish, until
 from tests.faults.conftest import Scaled
 from tests.faults.world import World
 
@@ -144,12 +144,7 @@ def count_commands(nursery: Nursery, settings: world.Document, db: world.Databas
         agent.ask("trap")
         agent.runs()
         commands: int = agent.ask("commands")["commands"]
-        world.check(db, made, settled=True)
-        world.check_ended(db, made)
-        for run in world.newest_first(db):
-            finish(agent, db, "restore", run=run)
-    assert not world.difference(made.first, world.snapshot(db))
-    world.forget_the_agent(db)
+        check_and_undo(agent, db, made)
     return commands
 
 
