@@ -4,8 +4,8 @@
 restart would not bring it back. ``readyz`` asks for what the agent needs to do its work; it recovers by itself.
 ``healthz`` asks everything.
 
-Each check runs at most once at a time and its result is kept for a second, so that probes cannot pile up on a
-dependency that does not answer. A check that takes too long has failed; its probe is left to end by itself for a
+Each check of a dependency runs at most once at a time and its result is kept for a second, so that probes cannot pile
+up on one that does not answer. A check that takes too long has failed; its probe is left to end by itself for a
 while, because a driver that is cancelled keeps its thread anyway. No reason carries a secret.
 """
 
@@ -113,7 +113,10 @@ class _Asked:
         self._at = -math.inf
 
     async def ask(self) -> Result:
-        """The result of the last second, else that of one probe that all who ask now share."""
+        """The result of the last second, else that of one probe that all who ask now share; of a flag, what it says."""
+        if isinstance(self.check.probe, Flag):
+            self._keep(self.check.probe.reason)  # a start or an end that is a second old would be told too late
+            return self._result
         if self._monotonic() - self._at < KEPT_SECONDS:
             return self._result
         task = self._task or self._start()
