@@ -56,6 +56,11 @@ def one_of(field: str, values: Sequence[Any]) -> Document:
     return _itself(field, {"$in": list(values)})
 
 
+def among(field: str, values: Sequence[Any]) -> Document:
+    """The field holds one of the values, or an array that contains one: as much as an index tells by itself."""
+    return {field: {"$in": list(values)}}
+
+
 def before(field: str, horizon: dt.datetime) -> Document:
     """The field holds a date earlier than ``horizon``."""
     return _itself(field, {"$lt": horizon})

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from agent.conditions import Condition, one_of
+from agent.conditions import Condition, among, one_of
 from agent.job import Job, Ports
 from agent.settings import Accepts
 from agent.store import Document, Namespace
@@ -79,10 +79,14 @@ class TaskJob(Job):
         names = " or ".join(str(value) for value in values)
         return Condition(f"{self.fields.status} is {names}", one_of(self.fields.status, values), (self.fields.status,))
 
+    @property
+    def active_by_index(self) -> Document:
+        """The active tasks, and those whose status is an array of such: told without reading the documents."""
+        return {"$and": [among(self.fields.status, self.statuses.active), *([self.filter] if self.where else [])]}
+
     async def population(self, ports: Ports) -> int:
-        """The active tasks."""
-        active = one_of(self.fields.status, self.statuses.active)
-        return await ports.store.count(self.namespace, {"$and": [active, *([self.filter] if self.where else [])]})
+        """The active tasks, counted by the index: one whose status is an array counts, though no rule touches it."""
+        return await ports.store.count(self.namespace, self.active_by_index)
 
     def ended(self, status: Sequence[Any], message: str, now: Any) -> Document:
         """What is set on a task that the rule ends: its status, why, and when."""

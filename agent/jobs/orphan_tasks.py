@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from agent.conditions import Condition, made_at, made_before, one_of, read, together
+from agent.conditions import Condition, among, made_at, made_before, read, together
 from agent.job import Action, Change, Item, Limit, Ports, Proof, Quarantined, Query
 from agent.settings import Duration
 from agent.store import Document, Index, Key, Namespace, comparable, encode, type_name
@@ -95,14 +95,15 @@ class OrphanTasks(TaskJob, Quarantined):
     async def _suspects(self, ports: Ports) -> tuple[list[Key], list[set[str]]]:
         """The targets that active tasks name and a covered walk over the targets does not meet; the types it met."""
         wanted: dict[Any, Key] = {}
-        async for key in ports.store.keys(self.namespace, self._active_filter, list(self.match), distinct=True):
+        async for key in ports.store.keys(self.namespace, self.active_by_index, list(self.match), distinct=True):
             wanted[comparable(key)] = key
-        types: list[set[str]] = [set() for _ in self.match]
+        examples: list[dict[type, Any]] = [{} for _ in self.match]  # a value of each type; millions may be of one
         if wanted:
             async for key in ports.store.keys(self.target_namespace, {}, list(self.match.values()), distinct=False):
                 wanted.pop(comparable(key), None)
-                for seen, value in zip(types, key, strict=True):
-                    seen.add(type_name(value))
+                for seen, value in zip(examples, key, strict=True):
+                    seen[type(value)] = value
+        types = [{type_name(value) for value in seen.values()} for seen in examples]
         return list(wanted.values()), types
 
     @staticmethod
@@ -181,14 +182,13 @@ class OrphanTasks(TaskJob, Quarantined):
     @property
     def queries(self) -> Sequence[Query]:
         """The active tasks by target, and the targets themselves."""
-        active = {self.fields.status: {"$in": list(self.statuses.active)}}
-        by_target = Index(tuple((name, 1) for name in self.match), partial=active)
+        active = among(self.fields.status, self.statuses.active)
+        # The status in front: without it the server reads each document to be sure of it, and counts by reading all.
+        by_target = Index(tuple((name, 1) for name in dict.fromkeys((self.fields.status, *self.match))), partial=active)
         targets = tuple(self.match.values())
         known = None if targets == ("_id",) else Index(tuple((name, 1) for name in targets))
         return [
-            Query(
-                self.namespace, one_of(self.fields.status, self.statuses.active), by_target, "active tasks by target"
-            ),
+            Query(self.namespace, active, by_target, "active tasks by target"),
             Query(self.target_namespace, {}, known, "the targets' keys"),
         ]
 

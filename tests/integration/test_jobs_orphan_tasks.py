@@ -544,6 +544,37 @@ async def test_whatever_indexes_the_application_has_the_answer_is_the_same(
         assert await bench.selected("tasks") == dict.fromkeys(["A", "d"], "cancelled")
 
 
+async def test_active_tasks_are_counted_and_walked_by_the_index_alone(database: Database, db: Db) -> None:
+    """However many finished ones there are, and without reading one document."""
+    old = server_now(db) - DAY
+    db["targets"].insert_many([{"key": number} for number in range(20)])
+    active = [task(number % 20, old, status) for number in range(100) for status in ("PENDING", "RUNNING")]
+    db["analysis_tasks"].insert_many([*active, *(task(number, old, "COMPLETED") for number in range(500))])
+    async with opened(database, db, tasks(**ONE)) as bench:
+        db.command("profile", 2)
+        ran = await bench.dry("tasks")
+        db.command("profile", 0)
+    assert (ran["population"], ran["found"]) == (200, {})
+    seen = list(db["system.profile"].find({"ns": f"{db.name}.analysis_tasks", "keysExamined": {"$exists": True}}))
+    assert seen
+    for one in seen:
+        assert one["docsExamined"] == 0, one["command"]
+        assert one["keysExamined"] <= 210, one["command"]
+
+
+async def test_a_task_whose_status_is_an_array_is_counted_and_left_alone(database: Database, db: Db) -> None:
+    """The index tells it from an active one no more than it need."""
+    old = server_now(db) - DAY
+    waiting = {"list": task("gone", old) | {"status": ["PENDING", "RUNNING"]}, "one": task("a", old)}
+    db["targets"].insert_one({"key": "a"})
+    db["analysis_tasks"].insert_many([{"_id": name, **one} for name, one in waiting.items()])
+    before = picture(db)
+    async with opened(database, db, tasks(**ONE)) as bench:
+        ran = await bench.run("tasks")
+    assert (ran["outcome"], ran["population"], ran["found"]) == ("succeeded", 2, {})
+    assert picture(db)["analysis_tasks"] == before["analysis_tasks"]
+
+
 async def test_many_different_targets_are_found_in_many_queries(database: Database, db: Db) -> None:
     """More than one query takes, some there, some not."""
     old = server_now(db) - DAY
