@@ -19,7 +19,6 @@ from typing import Any, Literal
 from agent.conditions import read
 from agent.job import Change, Item, Run
 from agent.store import (
-    Binary,
     Collection,
     Document,
     Index,
@@ -63,7 +62,7 @@ class Archive:
             {
                 **_entry(run, namespace, item, "planned", now + PLAN_KEEP),
                 "held": held,
-                "item": Binary(encode({"match": item.match, "values": item.values, "identity": item.identity})),
+                "item": encode({"match": item.match, "values": item.values, "identity": item.identity}),
                 "since": item.since,
             }
             for item, held in items
@@ -83,20 +82,21 @@ class Archive:
     ) -> list[Document]:
         """Archives documents before their change: whole ones before a deletion, else the fields that it sets."""
         entries: list[Document] = []
+        alike = None if change.set is None else _set(change.set)  # for most changes it is the same for all
         for number, (item, document) in enumerate(documents, 1):
             if not number % PORTION:
                 await asyncio.sleep(0)  # a batch of thousands must not keep the loop from the health checks
             entry = _entry(run, namespace, item, state, now + self._keep)
             if change.set is None:
-                entry["before"] = Binary(document.raw)
+                entry["before"] = bytes(document.raw)
             else:
-                after = {**change.set, **item.values}
                 before = decode(bytes(document.raw))
-                entry["before"] = Binary(encode(_previous(before, list(after))))
+                after = {**change.set, **item.values}
+                entry["before"] = encode(_previous(before, list(after)))
                 if change.counter is not None:
                     entry["counter"] = change.counter
                     after[change.counter] = read(before, change.counter) + 1
-                entry["after"] = Binary(encode({"set": list(after.items())}))
+                entry["after"] = _set(after) if item.values or change.counter is not None else alike
             entries.append(entry)
         if self.enabled:
             await self._collection.insert_many(entries, session=session)
@@ -179,6 +179,20 @@ def _shown(entry: Document) -> Document:
     """An entry without the copies, which may hold secrets of the application and are restored, not read."""
     names = ("database", "collection", "id", "what", "action", "reason", "state", "held")
     return {"_id": str(entry["_id"]), **{name: entry[name] for name in names if name in entry}}
+
+
+def copied_fields(change: Change, items: Sequence[Item]) -> list[str] | None:
+    """What has to be read of documents to copy them: the outermost fields that the change touches, or everything."""
+    if change.set is None:
+        return None
+    paths = {*change.set, *(path for item in items for path in item.values)}
+    if change.counter is not None:
+        paths.add(change.counter)
+    return ["_id", *sorted({path.partition(".")[0] for path in paths} - {"_id"})]
+
+
+def _set(values: Document) -> bytes:
+    return encode({"set": list(values.items())})
 
 
 def _previous(document: Document, paths: Sequence[str]) -> Document:

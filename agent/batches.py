@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import structlog
 
-from agent.archive import ENTRY_BYTES, Archive, Restorer
+from agent.archive import ENTRY_BYTES, Archive, Restorer, copied_fields
 from agent.clients import Clients
 from agent.controls import Controls
 from agent.errors import ConflictError, StoreDeniedError, StoreError, StoreSlowError, StoreUnavailableError
@@ -201,7 +201,7 @@ class Batches:
         """Archives and changes items that get the same change."""
         collection = self._keep.store.collection(job.namespace)
         documents, whole = await collection.find_raw(
-            _any_of(change, items), hint="_id_", most_bytes=BATCH_BYTES, session=session
+            _any_of(change, items), copied_fields(change, items), hint="_id_", most_bytes=BATCH_BYTES, session=session
         )
         pairs = _paired(items, documents)
         most = ENTRY_BYTES if change.set is None and self._keep.archive.enabled else math.inf

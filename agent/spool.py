@@ -6,14 +6,17 @@ sidecar's memory.
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 from agent.job import Item
-from agent.store import decode, encode
+from agent.store import Document, decode, encode
 
 _BLOCK = 1000  # items compressed together
+_FIELDS = tuple(field.name for field in fields(Item))
 
 
 class Spool:
@@ -21,7 +24,7 @@ class Spool:
 
     def __init__(self) -> None:
         self._blocks: list[bytes] = []
-        self._open: list[list[Any]] = []
+        self._open: list[Item] = []
         self._count = 0
 
     def __len__(self) -> int:
@@ -29,30 +32,45 @@ class Spool:
 
     def add(self, item: Item) -> None:
         """Adds an item at the end."""
-        self._open.append(
-            [item.id, item.what, item.action, item.reason, item.match, item.since, item.values, item.identity]
-        )
+        self._open.append(item)
         self._count += 1
         if len(self._open) >= _BLOCK:
-            self._blocks.append(zlib.compress(encode({"items": self._open}), 1))
+            self._blocks.append(_packed(self._open))
             self._open = []
 
     def batches(self, size: int, *, most: int | None = None) -> Iterator[list[Item]]:
         """The items in order, ``size`` at a time, at most ``most`` in all."""
-        batch: list[Item] = []
-        left = self._count if most is None else min(most, self._count)
-        for values in self._values():
-            if left <= 0:
-                break
-            left -= 1
-            batch.append(Item(*values))
-            if len(batch) >= size:
-                yield batch
-                batch = []
-        if batch:
+        items = itertools.islice(self._items(), most)
+        while batch := list(itertools.islice(items, size)):
             yield batch
 
-    def _values(self) -> Iterator[list[Any]]:
+    def _items(self) -> Iterator[Item]:
         for block in self._blocks:
-            yield from decode(zlib.decompress(block))["items"]
+            yield from _unpacked(block)
         yield from list(self._open)
+
+
+def _packed(items: list[Item]) -> bytes:
+    """Field by field; what is the same text, or empty, for all of them is written once."""
+    columns: Document = {"count": len(items)}
+    for name in _FIELDS:
+        values = [getattr(item, name) for item in items]
+        first = values[0]
+        if (isinstance(first, str | None) or first == {}) and values.count(first) == len(values):
+            columns[name] = first
+        else:
+            columns[name] = values
+    return zlib.compress(encode(columns), 1)
+
+
+def _unpacked(block: bytes) -> Iterator[Item]:
+    columns = decode(zlib.decompress(block))
+    return map(Item, *(_column(columns[name], columns["count"]) for name in _FIELDS))
+
+
+def _column(values: Any, count: int) -> Iterator[Any]:
+    if isinstance(values, list):
+        return iter(values)
+    if isinstance(values, dict):
+        return iter([{} for _ in range(count)])
+    return itertools.repeat(values, count)

@@ -82,6 +82,7 @@ SERVER_SELECTION_SECONDS = 5.0  # how long a verb looks for a primary before it 
 CONNECT_SECONDS = 5.0
 CHUNK = 1000  # documents a network round trip: decoding a thousand holds the interpreter for about a millisecond
 RAW_CHUNK = 10_001  # whole documents a round trip, one more than a batch; the server ends a round at 16 MiB anyway
+PORTION = 200  # documents that are handed out in one turn of the event loop
 LARGE_CHUNK = 16  # documents that are decoded at a time where each may take 16 MiB
 TRANSACTION_PAUSE_SECONDS = 0.05  # first pause before a transaction is tried again; doubles, with full jitter
 TRANSACTION_PAUSE_MAX_SECONDS = 2.0
@@ -354,7 +355,7 @@ class Collection:
             return collection
         return cls(_tuned(collection), Namespace(collection.database.name, collection.name))
 
-    async def find(  # noqa: PLR0913 - the options of a query
+    def find(  # noqa: PLR0913 - the options of a query
         self,
         filter: Document,
         fields: Sequence[str] | None = None,
@@ -380,18 +381,7 @@ class Collection:
             allow_disk_use=bool(sort) or None,
             session=session,
         )
-        most = LARGE_CHUNK if large else chunk
-        try:
-            while True:
-                with _our_errors():
-                    documents = await cursor.to_list(most)
-                for document in documents:
-                    yield document
-                if len(documents) < most:
-                    break
-        finally:
-            with contextlib.suppress(errors.PyMongoError):
-                await cursor.close()
+        return _documents(cursor, LARGE_CHUNK if large else chunk, ahead=session is None and not large)
 
     async def find_all(self, filter: Document, fields: Sequence[str] | None = None, **options: Any) -> list[Document]:
         """The matching documents as a list, for results that are known to be few."""
@@ -405,6 +395,7 @@ class Collection:
     async def find_raw(
         self,
         filter: Document,
+        fields: Sequence[str] | None = None,
         *,
         hint: str | None = None,
         most_bytes: int | None = None,
@@ -412,11 +403,13 @@ class Collection:
     ) -> tuple[list[RawBSONDocument], bool]:
         """The matching documents byte for byte as the server holds them, and whether these are all.
 
-        Reading ends with the document that reaches ``most_bytes``.
+        With ``fields`` only these, as they stand there. Reading ends with the one that reaches ``most_bytes``.
         """
         documents: list[RawBSONDocument] = []
         size = 0
-        cursor: Any = self._raw.find_raw_batches(filter, hint=hint, session=session, batch_size=RAW_CHUNK)
+        cursor: Any = self._raw.find_raw_batches(
+            filter, _projection(fields), hint=hint, session=session, batch_size=RAW_CHUNK
+        )
         try:
             while most_bytes is None or size < most_bytes:
                 with _our_errors():
@@ -441,7 +434,7 @@ class Collection:
         with _our_errors():
             return int(await self._raw.count_documents(filter, session=session, **options))
 
-    async def aggregate(
+    def aggregate(
         self,
         pipeline: Sequence[Document],
         *,
@@ -452,17 +445,7 @@ class Collection:
         """The results of an aggregation, in chunks."""
         options: Document = {} if hint is None else {"hint": dict(hint) if not isinstance(hint, str) else hint}
         cursor = self._raw.aggregate(list(pipeline), allowDiskUse=True, batchSize=chunk, session=session, **options)
-        try:
-            while True:
-                with _our_errors():
-                    documents = await cursor.to_list(chunk)
-                for document in documents:
-                    yield document
-                if len(documents) < chunk:
-                    break
-        finally:
-            with contextlib.suppress(errors.PyMongoError):
-                await cursor.close()
+        return _documents(cursor, chunk, ahead=session is None)
 
     async def insert(self, document: Document, *, session: Session | None = None) -> None:
         """Inserts one document. Raises ``DuplicateError`` where a unique index already holds its key."""
@@ -597,6 +580,34 @@ def _projection(fields: Sequence[str] | None) -> Document | None:
     outer = [path for path in fields if not any(path.startswith(f"{other}.") for other in fields)]
     projection: Document = dict.fromkeys(outer, 1)
     return projection if "_id" in outer else {**projection, "_id": 0}
+
+
+async def _documents(cursor: Any, most: int, *, ahead: bool) -> AsyncIterator[Document]:
+    """The results of a cursor, ``most`` a round trip; ``ahead`` has the next ones fetched while these are looked at.
+
+    Not in a session, which does one thing at a time, and not where a chunk may be large.
+    """
+    coming = asyncio.ensure_future(cursor.to_list(most))
+    try:
+        while True:
+            with _our_errors():
+                documents = await coming
+            last = len(documents) < most
+            if ahead and not last:
+                coming = asyncio.ensure_future(cursor.to_list(most))
+            for number, document in enumerate(documents, 1):
+                if not number % PORTION:
+                    await asyncio.sleep(0)  # who looks at a thousand of them must not keep the loop from all else
+                yield document
+            if last:
+                break
+            if not ahead:
+                coming = asyncio.ensure_future(cursor.to_list(most))
+    finally:
+        if not coming.cancel() and not coming.cancelled():
+            coming.exception()  # looked at, or Python complains: nobody waits for it any more
+        with contextlib.suppress(errors.PyMongoError):
+            await cursor.close()
 
 
 def _raw_documents(replies: Sequence[bytes]) -> Iterator[RawBSONDocument]:

@@ -7,6 +7,7 @@ reference quote it), and it serialises back to the text that it was written as.
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -92,6 +93,7 @@ def _bounded(milliseconds: int) -> dt.timedelta:
     return dt.timedelta(milliseconds=milliseconds)
 
 
+@functools.lru_cache(maxsize=256)  # a rule says the same few limits once a document
 def format_duration(duration: dt.timedelta) -> str:
     """The text that ``parse_duration`` reads as this duration, to the millisecond: ``1h30m``, ``30d``, ``0s``."""
     left = round(duration / dt.timedelta(milliseconds=1))
