@@ -10,7 +10,6 @@ All in one process on one mongod with the same data; each is taken in turn, and 
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import platform
@@ -18,7 +17,7 @@ import statistics
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from agent.cli.process import calm_collector
 from agent.ledger import encode_key
 from tests import faulty, servers
 from tests.conftest import Database
@@ -151,15 +149,6 @@ def commands_of(bench: Bench) -> Callable[[], int]:
         return int(sum(sample.value for sample in samples if sample.name == name))
 
     return count
-
-
-@pytest.fixture(autouse=True)
-def collector() -> Iterator[None]:
-    """Sets Python's collector of cycles as the agent's own process does, for all that is measured."""
-    before = gc.get_threshold()
-    calm_collector()
-    yield
-    gc.set_threshold(*before)
 
 
 async def ours(name: str, database: Database, db: Db, **settings: Any) -> Row:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 
@@ -10,6 +12,8 @@ import pytest
 from pymongo.database import Database as RawDatabase
 
 from agent import log
+from agent.cli.process import calm_collector
+from agent.cli.serving import SWITCH_SECONDS
 from tests import servers
 from tests.conftest import Database
 
@@ -19,9 +23,13 @@ SIZE = 1_000_000
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _quiet() -> None:
-    """An agent in this process logs as the one that is served: not at all, where nothing is wrong."""
+def _as_served() -> None:
+    """An agent in this process works as one that is served: it says little, and the interpreter is set as for it."""
     log.configure("warning")
+    calm_collector()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
