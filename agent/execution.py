@@ -87,11 +87,12 @@ class Execution:
             self._report.complete = True
             return
         self._guard(job, len(spool))
+        waiting = len(spool) - self._report.held.total() - self._most(job, due)
         if self._run.dry_run:
             self._lay_over(job, due)
-            self._report.complete = self._most(job, due) >= len(due)
-            return
-        await self._act(job, due)
+        else:
+            await self._act(job, due)
+        self._report.complete = not waiting
 
     async def _evict(self, job: Job) -> None:
         """The whole run of a kind that changes nothing but this process: no marks, no archive, no batches."""
@@ -104,12 +105,15 @@ class Execution:
         self._report.complete = True
 
     async def _look(self, job: Job, *, count: bool = True) -> Spool | None:
-        """All that the rule finds, with the proofs asked before and after; nothing where there is no population."""
+        """What the rule finds, with the proofs asked before and after; nothing where there is no population.
+
+        Without ``count`` only the proofs matter: nothing is counted or kept.
+        """
         self._report.population = await job.population(self._ports)
         if not self._report.population:
             return None
         await self._prove(job)
-        spool = Spool()
+        spool = Spool(await self._wanted(job) if count else 0)
         said = log.bind(job=job.name)  # once: a line that is not written then costs next to nothing
         async for item in job.select(self._ports, self._now):
             if count:
@@ -119,6 +123,10 @@ class Execution:
                 spool.add(item)
         await self._prove(job)
         return spool
+
+    async def _wanted(self, job: Job) -> int | None:
+        """How many of the items have to be kept: all, or as many as a run takes where the rest waits for the next."""
+        return job.limit.items + await self._keep.marks.count_held(job.namespace) if job.truncates else None
 
     async def _prove(self, job: Job) -> None:
         self.proofs = await job.proofs(self._ports)
@@ -213,10 +221,8 @@ class Execution:
 
     async def _act(self, job: Job, due: Spool) -> None:
         await self._guard_archive(len(due))
-        most = self._most(job, due)
-        for items in due.batches(job.batch, most=most):
+        for items in due.batches(job.batch, most=self._most(job, due)):
             await self._batch(job, items)
-        self._report.complete = most >= len(due)
 
     async def apply(self, job: Job, plan: str) -> None:
         """Carries out the stored plan of a dry run: exactly its items, each looked at again."""

@@ -7,6 +7,7 @@ sidecar's memory.
 from __future__ import annotations
 
 import itertools
+import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import fields
@@ -22,9 +23,11 @@ _FIELDS = tuple(field.name for field in fields(Item))
 class Spool:
     """A list of items that is written once and read as often as wanted, in batches."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int | None = None) -> None:
+        """Of more than ``most`` items the first are kept, and the others counted."""
         self._blocks: list[bytes] = []
         self._open: list[Item] = []
+        self._most = math.inf if most is None else most
         self._count = 0
 
     def __len__(self) -> int:
@@ -32,8 +35,10 @@ class Spool:
 
     def add(self, item: Item) -> None:
         """Adds an item at the end."""
-        self._open.append(item)
         self._count += 1
+        if self._count > self._most:
+            return
+        self._open.append(item)
         if len(self._open) >= _BLOCK:
             self._blocks.append(_packed(self._open))
             self._open = []

@@ -151,6 +151,27 @@ async def test_more_than_the_limit_is_no_refusal_the_oldest_go_first(database: D
     assert left == [list(range(10, 25)), list(range(20, 25)), []]
 
 
+@servers.both_topologies
+async def test_what_is_held_takes_no_place_of_those_that_may_go(database: Database, db: Db) -> None:
+    """Of the oldest that are not held, as many go as a run takes; what nobody keeps in memory is counted all the same."""
+    now = server_now(db)
+    db["analysis_tasks"].insert_many(
+        [{"_id": number, "status": "COMPLETED", "completed_at": now - KEEP - (25 - number) * HOUR} for number in range(25)]
+    )  # fmt: skip
+    async with opened(database, db, old(limit={"items": 10}, batch=4)) as bench:
+        for held in (0, 2, 4, 20):
+            await bench.agent.operations.hold(None, "analysis_tasks", str(held), requested_by="ann")
+        plan = await bench.dry("old")
+        assert [entry["id"] for entry in bench.entries(plan["_id"]) if not entry["held"]] == [1, 3, *range(5, 13)]
+        expected = [({"deleted": 10}, 25, False), ({"deleted": 10}, 15, False), ({"deleted": 1}, 5, True)]
+        for changed, found, complete in expected:
+            record = await bench.run("old")
+            told = (record["changed"], record["found"], record["complete"])
+            assert told == (changed, {"expired": found}, complete)
+        assert record["held"] == {"hold": 4}
+    assert [task["_id"] for task in db["analysis_tasks"].find(sort=[("_id", 1)])] == [0, 2, 4, 20]
+
+
 async def test_half_of_all_tasks_is_too_many_however_the_limit_truncates(database: Database, db: Db) -> None:
     """A clock that is wrong makes everything old."""
     now = server_now(db)

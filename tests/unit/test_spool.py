@@ -45,6 +45,17 @@ def test_no_more_items_come_out_than_wanted(most: int) -> None:
     assert [item for batch in _spool(items).batches(400, most=most) for item in batch] == items[:most]
 
 
+@pytest.mark.parametrize("most", [0, 1, 999, 1000, 1001, 9999])
+def test_what_nobody_will_want_is_counted_and_not_kept(most: int) -> None:
+    """The first items are kept; the length is that of all."""
+    items = _items(1500)
+    spool = Spool(most)
+    for item in items:
+        spool.add(item)
+    assert len(spool) == 1500
+    assert [item for batch in spool.batches(400) for item in batch] == items[:most]
+
+
 def test_ids_of_every_type_and_all_evidence_survive() -> None:
     """What comes out is what went in, byte for byte."""
     ids = [ObjectId(), "text", 1, Int64(1), 1.5, Decimal128("1.0"), Binary(b"a", 128), Timestamp(1, 2), True, NOON]
