@@ -28,6 +28,7 @@ NAMES_KEPT = 100_000  # directory names of the listings kept at a time: about 15
 WITNESSES = 8  # directories found, looked for again before every batch: an emptied volume has none of them
 MARKER_BYTES = 4096
 PATHS_A_CALL = 1000
+BYTES_A_CHARACTER = 5  # at most: four in UTF-8, and a slash where each part is of one
 PATH_BYTES = 4096  # with the byte that ends it; a longer path is none to any file system, whichever parents are missing
 
 
@@ -113,12 +114,13 @@ class _Tree:
         self._root = root
         self._most_bytes = PATH_BYTES - len(os.fsencode(root)) - len("/") - 1
         self._listings: OrderedDict[Parts, _Listing | Presence] = OrderedDict()
+        self._last: tuple[Parts | None, _Listing | Presence] = (None, "absent")
         self._names = 0
         self.witnesses: list[Parts] = []
 
     def presence(self, parts: Parts) -> Presence:
         """What stands at the path."""
-        if len(os.fsencode("/".join(parts))) > self._most_bytes:
+        if sum(map(len, parts)) * BYTES_A_CHARACTER > self._most_bytes and self._is_too_long(parts):
             return "malformed"
         parent = self._listing(parts[:-1])
         if isinstance(parent, str):
@@ -127,6 +129,9 @@ class _Tree:
         if presence == "present" and len(self.witnesses) < WITNESSES:
             self.witnesses.append(parts)
         return presence
+
+    def _is_too_long(self, parts: Parts) -> bool:
+        return len(os.fsencode("/".join(parts))) > self._most_bytes
 
     def _entry(self, parent: _Listing, parts: Parts) -> Presence:
         name = parts[-1]
@@ -154,6 +159,11 @@ class _Tree:
 
     def _listing(self, parts: Parts) -> _Listing | Presence:
         """The listing of a directory, or what stands in its place or in that of one of its parents."""
+        if parts != self._last[0]:  # paths come in the order of their parents
+            self._last = parts, self._read(parts)
+        return self._last[1]
+
+    def _read(self, parts: Parts) -> _Listing | Presence:
         if () not in self._listings:
             self._keep((), self._scan(()))
         known = next(depth for depth in range(len(parts), -1, -1) if parts[:depth] in self._listings)

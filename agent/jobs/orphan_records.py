@@ -37,6 +37,7 @@ _REPORTED: Mapping[Presence, str] = {
     "malformed": "{path} is not a directory",
 }
 _FIELD = re.compile(r"[\w-]+(\.[\w-]+)*")
+_NO_NAMES = frozenset({"", ".", ".."})
 
 
 class RecordFields(BaseModel):
@@ -136,16 +137,18 @@ class OrphanRecords(Quarantined):
         paths = [place for _, place in placed if isinstance(place, tuple)]
         presences = iter(await ports.volume.look(self.root, paths) if paths else [])
         items: list[Item] = []
+        directories = 0
         for record, place in placed:
             if isinstance(place, Item):
                 items.append(place)
                 continue
             presence = next(presences)
-            ports.seen["looked"] += 1
-            ports.seen["directories"] += presence == "present"
-            item = None if presence == "present" else self._item(record, "/".join(place), presence, now)
-            if item is not None:
+            if presence == "present":
+                directories += 1
+            elif item := self._item(record, "/".join(place), presence, now):
                 items.append(item)
+        ports.seen["looked"] += len(paths)
+        ports.seen["directories"] += directories
         return items
 
     def _item(self, record: Document, path: str, presence: Presence, now: dt.datetime) -> Item | None:
@@ -172,11 +175,11 @@ class OrphanRecords(Quarantined):
                     return Item(record["_id"], "malformed", None, f"{name} makes no directory name")
                 text += value
         parts = tuple(text.split("/"))
+        if _NO_NAMES.isdisjoint(parts):
+            return parts
         if ".." in parts or text.startswith("/"):
             return Item(record["_id"], "outside", None, f"path {text[:200]!r} leaves the root")
-        if "" in parts or "." in parts:
-            return Item(record["_id"], "malformed", None, f"path {text[:200]!r} has an empty part")
-        return parts
+        return Item(record["_id"], "malformed", None, f"path {text[:200]!r} has an empty part")
 
     async def still(self, ports: Ports, items: Sequence[Item], now: dt.datetime) -> Sequence[Item]:
         """Those whose directory is missing now, under a root that is what it was."""
@@ -245,17 +248,14 @@ def _parse(template: str) -> tuple[tuple[str, str | None], ...]:
 
 def _as_text(value: Any) -> str | None:
     """The value as it stands in a directory's name: text and whole numbers only."""
+    if type(value) is str:  # not a subclass, such as JavaScript code; and no text that was not UTF-8
+        return value if value and "\0" not in value and "\ufffd" not in value else None
     if isinstance(value, bool):
         return None
     if isinstance(value, float):
         # Shells store every number as a double: 3.0 is 3.
         return str(int(value)) if value.is_integer() and abs(value) < 2**53 else None
-    if isinstance(value, int):
-        return str(int(value))
-    # Not a subclass, such as JavaScript code; and no text that was not UTF-8.
-    if type(value) is str and value and "\0" not in value and "\ufffd" not in value:
-        return value
-    return None
+    return str(int(value)) if isinstance(value, int) else None
 
 
 def _set(document: Document, path: str, value: Any) -> None:
