@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import time
 import tracemalloc
@@ -27,6 +26,7 @@ from aiohttp import web
 
 from agent.ledger import encode_key
 from tests import faulty, servers
+from tests.benchmarks.figures import Figures
 from tests.conftest import Database
 from tests.harness import Bench, Db, Document, opened
 
@@ -53,14 +53,10 @@ class Row:
     peak: int
     commands: int
 
-    def line(self, floor: Row) -> str:
-        """As it is printed."""
-        ratio = self.seconds / floor.seconds
-        return (
-            f"{self.name:<24} {self.seconds * 1000:>7.0f} ms {ratio:>6.2f} x floor {self.cpu * 1000:>7.0f} ms own CPU "
-            f"{self.peak / 2**20:>7.1f} MiB "
-            f"{self.commands:>4} commands"
-        )
+    @property
+    def note(self) -> str:
+        """What else it took."""
+        return f"{self.cpu * 1000:.0f} ms own CPU, {self.peak / 2**20:.1f} MiB at most, {self.commands} commands"
 
 
 def fill(db: Db, flavours: list[dict[str, int]]) -> None:
@@ -162,19 +158,6 @@ async def ours(name: str, database: Database, db: Db, **settings: Any) -> Row:
         return await measured(name, run, commands_of(bench))
 
 
-def told(title: str, rows: list[Row], floor: Row, *, goal: bool) -> None:
-    """Prints a table, and keeps it as JSON where ``BENCH_JSON`` names a folder."""
-    print(f"\n{title}")
-    for row in [*rows, floor]:
-        print("  " + row.line(floor))
-    if goal:
-        ratio = rows[0].seconds / floor.seconds
-        print(f"  goal: at most {GOAL:g} x the floor; {'met' if ratio <= GOAL else 'missed'}: {ratio:.2f}")
-    if folder := os.environ.get("BENCH_JSON"):
-        told = {"title": title, "goal": GOAL, "rows": [vars(row) for row in [*rows, floor]]}
-        (Path(folder) / f"audit-{title.partition(',')[0].replace(' ', '-')}.json").write_text(json.dumps(told))
-
-
 @servers.both_topologies
 @pytest.mark.parametrize("flavours", ["a dozen sizes", "each its own size"])
 async def test_audit(database: Database, db: Db, flavours: str) -> None:
@@ -199,10 +182,15 @@ async def test_audit(database: Database, db: Db, flavours: str) -> None:
         await measured("a query per provider", synchronous(by_provider, DRIFTED), sent),
     ]
     floor = await measured("the floor: one $group", synchronous(by_group, PROVIDERS + 1), sent)
-    version = db.client.server_info()["version"]
-    machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, MongoDB {version}"
-    title = f"{flavours}, {database.topology}, {PROVIDERS} providers x {DATABASES} databases, {machine}"
-    told(title, rows, floor, goal=flavours == "a dozen sizes")
+    few = flavours == "a dozen sizes"
+    title = f"{PROVIDERS} providers with {DATABASES} databases each, {flavours}"
+    name = f"audit_{database.topology}" if few else f"audit_own_sizes_{database.topology}"
+    figures = Figures(name, title, PROVIDERS * DATABASES, database.topology)
+    for row in [*rows, floor]:
+        figures.seconds(row.name, row.seconds, PROVIDERS * DATABASES, row.note)
+    if few:
+        figures.at_most("times the floor", rows[0].seconds / floor.seconds, GOAL)
+    figures.write()
 
 
 @pytest.fixture

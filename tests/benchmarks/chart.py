@@ -26,8 +26,9 @@ END: Final = "<!-- ... to here. -->\n"
 # In the order of a pass. A benchmark that is not named here comes last.
 ORDER: Final = (
     *("orphan_records_few", "orphan_records_many", "orphan_tasks", "orphan_tasks_growth", "stuck_tasks"),
-    *("retention_standalone", "retention_replica_set", "audit", "ledger_standalone", "ledger_replica_set"),
-    *("client_cache", "application", "agent"),
+    *("retention_standalone", "retention_replica_set"),
+    *("audit_standalone", "audit_replica_set", "audit_own_sizes_standalone", "audit_own_sizes_replica_set"),
+    *("ledger_standalone", "ledger_replica_set", "client_cache", "application", "agent"),
 )
 INK, GREEN, AMBER, GRID = "#1f2933", "#2f7d5b", "#b7791f", "#d9dee3"
 Benchmark = Mapping[str, Any]
@@ -79,8 +80,10 @@ def _title(one: Benchmark) -> str:
 
 
 def _command(one: Benchmark) -> str:
-    parts = one["name"].removesuffix("_few").removesuffix("_many").removesuffix("_standalone")
-    return f'`make bench SIZE={one["size"]} PYTEST_ARGS="-k {parts.removesuffix("_replica_set")}"`'
+    name = one["name"].split("_standalone")[0].split("_replica_set")[0]
+    for ending in ("_few", "_many", "_own_sizes"):
+        name = name.removesuffix(ending)
+    return f'`make bench SIZE={one["size"]} PYTEST_ARGS="-k {name}"`'
 
 
 def _machines(benchmarks: Sequence[Benchmark]) -> list[str]:
