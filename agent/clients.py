@@ -51,11 +51,15 @@ class Leaving:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """When a client has to go; ``known`` holds the providers that exist (``None``: not looked)."""
+    """When a client has to go, and how many there are at most.
+
+    ``known`` holds the providers that exist (``None``: not looked).
+    """
 
     ttl: timedelta
     max_age: timedelta
     refusals: int
+    size: int
     known: Collection[str] | None = None
 
 
@@ -104,13 +108,13 @@ class Clients:
         """Takes the rules of another configuration."""
         self._own_rules = rules
         if self._cache is not None:
-            self._cache.use(self._settings().rules)
+            self._cache.use(self._settings())
 
     def _settings(self) -> CacheSettings:
         from agent import cluster  # noqa: PLC0415 - see the module's docstring
 
-        rules = cluster.EvictionRules() if self._own_rules is None else self._rules(self._own_rules)
-        return cluster.CacheSettings(rules=rules)
+        own = self._own_rules
+        return cluster.CacheSettings() if own is None else cluster.CacheSettings(size=own.size, rules=self._rules(own))
 
     def leaving(self, rules: Rules) -> list[Leaving]:
         """The clients that have to go by the rules."""

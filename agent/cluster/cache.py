@@ -20,7 +20,7 @@ import itertools
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from typing import Final, Generic, Literal, Protocol, Self, TypeVar
@@ -184,9 +184,10 @@ class ClientCache(Generic[C]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def use(self, rules: EvictionRules) -> None:
-        """Take other rules as the cache's own, from now on."""
-        self._settings = replace(self._settings, rules=rules)
+    def use(self, settings: CacheSettings) -> None:
+        """Take other settings, from now on."""
+        self._settings = settings
+        self._make_room()
 
     # -------------------------------------------------------------------------------------------------------- lending
 
@@ -312,9 +313,12 @@ class ClientCache(Generic[C]):
         if current is not None:
             self._evict(current, Reason.CREDENTIALS)
         self._entries[entry.key] = entry
-        if len(self._entries) > self._settings.size:
-            self._evict(self._dispensable(), Reason.FULL)
+        self._make_room()
         self._observer.entries(len(self._entries))
+
+    def _make_room(self) -> None:
+        while len(self._entries) > self._settings.size:
+            self._evict(self._dispensable(), Reason.FULL)
 
     def _dispensable(self) -> _Entry[C]:
         """The client used longest ago that nobody uses; if all are in use, the one lent longest ago."""

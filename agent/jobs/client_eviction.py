@@ -1,13 +1,15 @@
 """Client eviction: takes cached Kubernetes clients out of this process' cache when they have to go.
 
 A client goes when nobody used it for ``ttl``, when it is older than ``max_age``, or when it was refused ``refusals``
-times in a row. It leaves the cache at once and is closed when its last user is done.
+times in a row; and where there are more than ``size``, the one used longest ago. It leaves the cache at once and is
+closed when its last user is done.
 
 Never touched: a client that is in use stays open until its user is done; and another process' clients, whose cache
 cannot be reached from here. So every process runs this job for itself, without a lease and without MongoDB too.
 
 Defaults: an hour, as the platform's own cache would have kept them had it kept any limit; a day at most, so that
-rotated certificates are taken up; three refusals, since one may be a restart of the API server.
+rotated certificates are taken up; three refusals, since one may be a restart of the API server; a hundred clients:
+give more where there are more providers, or each audit connects to all of them anew.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ def strictest(jobs: Iterable[Job]) -> Rules | None:
     rules = [job.rules for job in jobs if isinstance(job, ClientEviction) and job.enabled]
     if not rules:
         return None
-    return Rules(min(one.ttl for one in rules), min(one.max_age for one in rules), min(one.refusals for one in rules))
+    names = ("ttl", "max_age", "refusals", "size")
+    return Rules(**{name: min(getattr(one, name) for one in rules) for name in names})
 
 
 class ClientEviction(Job):
@@ -45,6 +48,7 @@ class ClientEviction(Job):
     ttl: Duration = Field(default=dt.timedelta(hours=1), description="A client that nobody used for this long goes.")
     max_age: Duration = Field(default=dt.timedelta(days=1), description="A client that was made this long ago goes.")
     refusals: int = Field(default=3, ge=1, description="A client that was refused this often in a row goes.")
+    size: int = Field(default=100, ge=1, le=10_000, description="Most clients kept; the one used longest ago goes.")
 
     @property
     def namespace(self) -> Namespace:
@@ -54,7 +58,7 @@ class ClientEviction(Job):
     @property
     def rules(self) -> Rules:
         """When a client has to go."""
-        return Rules(self.ttl, self.max_age, self.refusals)
+        return Rules(self.ttl, self.max_age, self.refusals, self.size)
 
     async def population(self, ports: Ports) -> int:
         """The clients in the cache."""

@@ -871,16 +871,17 @@ async def test_the_jobs_own_times_hold_for_the_cache(database: Database, db: Db)
     """Longer ones are not cut short by the cache's, shorter ones hold at the next use; a reload exchanges them."""
     jobs = {
         "job": audit(repair=False),
-        "long": {"kind": "client_eviction", "ttl": "3d", "max_age": "9d", "refusals": 7},
+        "long": {"kind": "client_eviction", "ttl": "3d", "max_age": "9d", "refusals": 7, "size": 300},
         "off": {"kind": "client_eviction", "ttl": "1m", "enabled": False},
     }
     async with opened(database, db, jobs) as bench:
         clients = bench.agent.keep.clients
         cache = clients._opened()
         rules = cache._settings.rules
+        assert cache._settings.size == 300
         assert (rules.ttl, rules.max_age, rules.refusals) == (timedelta(days=3), timedelta(days=9), 7)
         clients.use(None)
-        assert cache._settings.rules.ttl == timedelta(hours=1)
+        assert (cache._settings.rules.ttl, cache._settings.size) == (timedelta(hours=1), 100)
     async with opened(database, db, {"job": audit(repair=False)}) as bench:
         assert bench.agent.keep.clients._opened()._settings.rules.max_age == timedelta(hours=24)
 

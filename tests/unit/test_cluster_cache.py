@@ -566,6 +566,17 @@ async def test_with_all_in_use_the_bound_holds_and_nobody_loses_a_client() -> No
     await world.cache.aclose()
 
 
+async def test_a_smaller_size_holds_at_once() -> None:
+    """As many leave as there are too many, those used longest ago."""
+    world = World(size=3)
+    clients = [await world.touch(name) for name in "abc"]
+    world.cache.use(CacheSettings(size=1))
+    await world.cache.settled()
+    assert ([client.closed for client in clients], len(world.cache)) == ([True, True, False], 1)
+    assert world.counts.reasons == {Reason.FULL: 2}
+    await world.cache.aclose()
+
+
 def test_a_cache_holds_at_least_one() -> None:
     """A size of nothing is a mistake."""
     with pytest.raises(UsageError, match="at least one client, not 0"):
