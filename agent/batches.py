@@ -44,9 +44,8 @@ from agent.throttle import Settings as ThrottleSettings
 log = structlog.get_logger()
 T = TypeVar("T")
 
-BATCH_BYTES = (
-    32 * 1024 * 1024
-)  # documents of one batch: what a transaction writes stays in the server's cache to its end
+# What is read of the documents of one batch. Deletions and copies stay in the server's cache to the transaction's end.
+BATCH_BYTES = 32 * 1024 * 1024
 MOST_A_BATCH = 10_000  # what `batch` may say at most
 WRITE_SECONDS = 10.0  # how long the writes of a batch may take before they are tried again
 HELD_AFTER_RESTORE = dt.timedelta(days=7)

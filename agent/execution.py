@@ -125,8 +125,13 @@ class Execution:
         return spool
 
     async def _wanted(self, job: Job) -> int | None:
-        """How many of the items have to be kept: all, or as many as a run takes where the rest waits for the next."""
-        return job.limit.items + await self._keep.marks.count_held(job.namespace) if job.truncates else None
+        """How many of the items are kept: all, or what one run takes where the rest is only counted for the cap.
+
+        Where something is held, or sighted first, each item has to be looked at.
+        """
+        if not job.truncates or job.patience or await self._keep.marks.any_held(job.namespace):
+            return None
+        return job.limit.items
 
     async def _prove(self, job: Job) -> None:
         self.proofs = await job.proofs(self._ports)

@@ -36,11 +36,8 @@ class Marks:
 
     async def any_held(self, namespace: Namespace, session: Session | None = None) -> bool:
         """Whether any document of the collection is held."""
-        return bool(await self._collection.find_all(_holds(namespace), ["_id"], limit=1, session=session))
-
-    async def count_held(self, namespace: Namespace) -> int:
-        """How many documents of the collection are held."""
-        return await self._collection.count(_holds(namespace))
+        all_of_them = {"$gte": _hold(namespace, MinKey()), "$lte": _hold(namespace, MaxKey())}
+        return bool(await self._collection.find_all({"_id": all_of_them}, ["_id"], limit=1, session=session))
 
     async def hold(
         self,
@@ -91,10 +88,6 @@ class Marks:
     async def forget_unseen(self, job: str, run: str) -> None:
         """Drops the job's sightings that the run did not repeat: their counterpart is back, or they are gone."""
         await self._collection.delete_many({"_id.type": "sighting", "_id.job": job, "run": {"$ne": run}})
-
-
-def _holds(namespace: Namespace) -> Document:
-    return {"_id": {"$gte": _hold(namespace, MinKey()), "$lte": _hold(namespace, MaxKey())}}
 
 
 def _hold(namespace: Namespace, id: Any) -> Document:

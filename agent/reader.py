@@ -179,6 +179,8 @@ class StoreReader:
                 self._indexes[namespace] = await self._store.collection(namespace).indexes()
             except StoreDeniedError:
                 self._indexes[namespace] = {}  # a hint saves time; who may not list indexes can do without
+        asked = {name for clause in filter.get("$and", [filter]) for name in clause}
+        fitting: list[tuple[bool, str]] = []
         for name, index in self._indexes[namespace].items():
             keys = dict(index["key"])
             whole = all(direction in {1, -1} for direction in keys.values()) and not {
@@ -189,8 +191,8 @@ class StoreReader:
             partial = index.get("partialFilterExpression")
             fits = set(fields) <= set(keys) and whole
             if fits and (_implies(filter, partial) if partial else not filter):
-                return name
-        return None
+                fitting.append((not asked <= set(keys), name))  # best one that also holds what the filter asks for
+        return min(fitting)[1] if fitting else None
 
 
 def _implies(filter: Document, partial: Document) -> bool:

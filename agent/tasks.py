@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from agent.conditions import Condition, among, one_of
+from agent.conditions import Condition, one_of, together
 from agent.job import Job, Ports
 from agent.settings import Accepts
 from agent.store import Document, Namespace
@@ -80,13 +80,13 @@ class TaskJob(Job):
         return Condition(f"{self.fields.status} is {names}", one_of(self.fields.status, values), (self.fields.status,))
 
     @property
-    def active_by_index(self) -> Document:
-        """The active tasks, and those whose status is an array of such: told without reading the documents."""
-        return {"$and": [among(self.fields.status, self.statuses.active), *([self.filter] if self.where else [])]}
+    def active(self) -> Document:
+        """The active tasks."""
+        return together(self.in_status(*self.statuses.active), *self.narrowing)
 
     async def population(self, ports: Ports) -> int:
-        """The active tasks, counted by the index: one whose status is an array counts, though no rule touches it."""
-        return await ports.store.count(self.namespace, self.active_by_index)
+        """The active tasks."""
+        return await ports.store.count(self.namespace, self.active)
 
     def ended(self, status: Sequence[Any], message: str, now: Any) -> Document:
         """What is set on a task that the rule ends: its status, why, and when."""

@@ -65,6 +65,11 @@ class OrphanTasks(TaskJob, Quarantined):
         """The targets."""
         return (self.target_namespace,)
 
+    async def population(self, ports: Ports) -> int:
+        """The active tasks; by the index alone where the number says no more than that there are some."""
+        exactly = self.limit.fraction < 1
+        return await ports.store.count(self.namespace, self.active if exactly else self._active_by_index)
+
     async def proofs(self, ports: Ports) -> Sequence[Proof]:
         """The targets proof; after the selection also that some task and some target have values of one type."""
         count = await ports.store.count(self.target_namespace, {})
@@ -90,12 +95,12 @@ class OrphanTasks(TaskJob, Quarantined):
                     if item is not None:
                         yield item
         if foreign:
-            ports.seen["active"] = await self.population(ports)
+            ports.seen["active"] = await ports.store.count(self.namespace, self.active)
 
     async def _suspects(self, ports: Ports) -> tuple[list[Key], list[set[str]]]:
         """The targets that active tasks name and a covered walk over the targets does not meet; the types it met."""
         wanted: dict[Any, Key] = {}
-        async for key in ports.store.keys(self.namespace, self.active_by_index, list(self.match), distinct=True):
+        async for key in ports.store.keys(self.namespace, self._active_by_index, list(self.match), distinct=True):
             wanted[comparable(key)] = key
         examples: list[dict[type, Any]] = [{} for _ in self.match]  # a value of each type; millions may be of one
         if wanted:
@@ -119,7 +124,7 @@ class OrphanTasks(TaskJob, Quarantined):
         return absent
 
     def _tasks_of(self, ports: Ports, keys: Sequence[Key]) -> AsyncIterator[Document]:
-        alternatives = [{"$and": [self._active_filter, self._match(key)]} for key in keys]
+        alternatives = [{"$and": [self.active, self._match(key)]} for key in keys]
         created = [self.fields.created_at] if self.fields.created_at else []
         return ports.store.find(self.namespace, {"$or": alternatives}, [*self.match, *created])
 
@@ -170,8 +175,9 @@ class OrphanTasks(TaskJob, Quarantined):
         return [self.in_status(*self.statuses.active), *self.narrowing, old]
 
     @property
-    def _active_filter(self) -> Document:
-        return together(self.in_status(*self.statuses.active), *self.narrowing)
+    def _active_by_index(self) -> Document:
+        """The active tasks, and those whose status is an array of such: as much as the index tells by itself."""
+        return {"$and": [among(self.fields.status, self.statuses.active), *([self.filter] if self.where else [])]}
 
     @property
     def evidence(self) -> str:

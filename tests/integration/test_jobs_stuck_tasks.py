@@ -261,6 +261,19 @@ async def test_a_task_that_shows_life_between_the_look_and_the_write_is_left_alo
     assert db["analysis_tasks"].count_documents({"status": "FAILED"}) == 5
 
 
+async def test_arrays_of_statuses_do_not_make_room_for_more_than_a_share(database: Database, db: Db) -> None:
+    """However many finished tasks keep a history where others keep a status: they are not active."""
+    now = server_now(db)
+    history = ["PENDING", "RUNNING", "COMPLETED"]
+    db["analysis_tasks"].insert_many(
+        [{"_id": number, "status": "RUNNING", "created_at": now - DAY} for number in range(6)]
+        + [{"_id": number, "status": history, "created_at": now - DAY} for number in range(6, 40)]
+    )
+    async with opened(database, db, stuck(limit={"fraction": 0.5, "floor": 0})) as bench:
+        ran = await bench.run("stuck")
+    assert (ran["outcome"], ran["guard"], ran["population"], ran["changed"]) == ("refused", "cap", 6, {})
+
+
 async def test_where_narrows_what_is_found_reported_and_counted(database: Database, db: Db) -> None:
     """Another tenant's tasks are neither changed nor population."""
     old = server_now(db) - 9 * DAY

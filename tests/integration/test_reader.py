@@ -134,6 +134,18 @@ async def test_groups_name_the_documents_of_each_value(store: Store, things: Nam
     assert await grouped(StoreReader(store, planned(things))) == {(99,): [5, 6, 7, 8, 9], (3,): [10, 11]}
 
 
+async def test_of_several_indexes_one_that_needs_no_document_is_taken(database: Database, db: Db, store: Store) -> None:
+    """An older one that holds the keys and not what the filter asks for has the server read each document."""
+    namespace = Namespace(database.name, "tasks")
+    some = {"s": {"$in": ["a", "b"]}}
+    db["tasks"].insert_many([{"s": "a", "k": number} for number in range(3)])
+    db["tasks"].create_index([("k", 1)], partialFilterExpression=some, name="a")
+    assert await StoreReader(store)._covering(namespace, some, ["k"]) == "a"
+    db["tasks"].create_index([("s", 1), ("k", 1)], partialFilterExpression=some, name="b")
+    assert await StoreReader(store)._covering(namespace, {"$and": [some]}, ["k"]) == "b"
+    assert await StoreReader(store)._covering(namespace, {}, ["k"]) is None
+
+
 @pytest.mark.parametrize(
     "filter, partial, implies",
     [
