@@ -47,10 +47,10 @@ def main() -> None:
 
 
 def read(folder: Path) -> list[Benchmark]:
-    """All figures, in the order of a pass."""
+    """All figures, in the order of a pass, small sizes before large ones."""
     known = {name: number for number, name in enumerate(ORDER)}
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-    return sorted(found, key=lambda one: known.get(one["name"], len(known)))
+    return sorted(found, key=lambda one: (known.get(one["name"], len(known)), one["size"]))
 
 
 def page(benchmarks: Sequence[Benchmark]) -> list[str]:

@@ -91,10 +91,11 @@ class Figures:
         self.goals.append(Goal(goal, figure, limit, "≤", unit))
 
     def write(self, folder: Path = FOLDER) -> None:
-        """Prints the table, and leaves the JSON in ``build/bench``."""
+        """Prints the table, and leaves the JSON in ``build/bench``, beside those of other sizes."""
         print("\n" + "\n".join(self.lines()))
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{self.name}.json").write_text(json.dumps(self.document(), indent=2) + "\n", encoding="utf-8")
+        path = folder / f"{self.name}-{self.size}.json"
+        path.write_text(json.dumps(self.document(), indent=2) + "\n", encoding="utf-8")
 
     def lines(self) -> list[str]:
         """The table."""

@@ -38,7 +38,7 @@ def test_goals_stand_beside_what_was_reached(figures: Figures) -> None:
 
 def test_the_json_has_ratios_machine_and_versions(figures: Figures, tmp_path: Path) -> None:
     figures.write(tmp_path)
-    told = json.loads((tmp_path / "retention_standalone.json").read_text())
+    told = json.loads((tmp_path / "retention_standalone-1000.json").read_text())
     assert [row["ratio"] for row in told["rows"]] == [1.0, 7.5]
     assert [goal["met"] for goal in told["goals"]] == [True, False]
     assert {"cpu", "cores", "memory_gib", "load"} <= set(told["machine"])
