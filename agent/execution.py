@@ -22,7 +22,7 @@ from agent.job import Action, Change, Item, Job, Ports, Proof, Run, action_of
 from agent.lease import Lease
 from agent.reader import Overlay, StoreReader
 from agent.spool import Spool
-from agent.store import Document, comparable, time_limit
+from agent.store import CHUNK, Document, comparable, time_limit
 from agent.throttle import Reason, Throttle
 from agent.volume import Volume
 
@@ -30,6 +30,7 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 LOOK_BACK_SECONDS = 10.0  # for MongoDB; a volume has its own limit
+LEAST_CHUNK = 100  # documents of one round trip of the look: with fewer it would take mostly round trips
 SORT_OUT = 1000  # items whose marks are looked up in one round trip
 
 
@@ -60,9 +61,10 @@ class Execution:
         self._stop = stop
         self._overlay = overlay if run.dry_run else None
         self._shown = shown
-        self._ports = Ports(StoreReader(keep.store, self._overlay), Volume(keep.threads), keep.clients)
-        self._batches = Batches(keep, run, lease, now, self._left) if lease is not None else None
         self._throttle = Throttle(keep.store, keep.throttle, self._throttled)
+        self._reader = StoreReader(keep.store, self._overlay, self._throttle.rest)
+        self._ports = Ports(self._reader, Volume(keep.threads), keep.clients)
+        self._batches = Batches(keep, run, lease, now, self._left) if lease is not None else None
         self._archived = 0
         self.proofs: Sequence[Proof] = ()
 
@@ -109,6 +111,7 @@ class Execution:
 
         Without ``count`` only the proofs matter: nothing is counted or kept.
         """
+        self._reader.chunk = max(LEAST_CHUNK, min(job.batch, CHUNK))  # who wants small batches wants small bites
         self._report.population = await job.population(self._ports)
         if not self._report.population:
             return None

@@ -299,7 +299,7 @@ class Metrics:
         self._throttled = self.counter(
             section,
             "throttled_seconds_total",
-            "Time that runs paused to spare the database: lag, its replicas were behind; pace, between batches.",
+            "Time that runs paused to spare the database: lag, its replicas are behind; pace, after a read or a batch.",
             {**job, "reason": get_args(Throttle)},
         )
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from agent.conditions import read
 from agent.errors import StoreDeniedError
-from agent.store import CHUNK, Document, Key, Namespace, Store, comparable, encode
+from agent.store import CHUNK, Document, Key, Namespace, Rest, Store, comparable, encode
 
 T = TypeVar("T")
 
@@ -61,7 +61,11 @@ class Overlay:
 class StoreReader:
     """Reads for one run: the collections as they are, with the overlay (if any) on top."""
 
-    def __init__(self, store: Store, overlay: Overlay | None = None) -> None:
+    def __init__(self, store: Store, overlay: Overlay | None = None, rest: Rest | None = None) -> None:
+        """``rest`` is what a walk over many documents waits for between two round trips."""
+        self.chunk = CHUNK
+        """Documents of one round trip of such a walk."""
+        self._rest = rest
         self._store = store
         self._overlay = overlay
         self._indexes: dict[Namespace, dict[str, Document]] = {}
@@ -86,7 +90,9 @@ class StoreReader:
         hint: str | Sequence[tuple[str, int]] | None = None,
     ) -> AsyncIterator[Document]:
         """The matching documents, with ``_id`` and ``fields`` only."""
-        found = self._store.collection(namespace).find(filter, ["_id", *fields], sort=sort, hint=hint)
+        found = self._store.collection(namespace).find(
+            filter, ["_id", *fields], sort=sort, hint=hint, chunk=self.chunk, rest=self._rest
+        )
         async for document in found:
             if self._overlay is None or not self._overlay.touches(namespace, document["_id"]):
                 yield document
@@ -102,10 +108,12 @@ class StoreReader:
         if distinct:
             collection = self._store.collection(namespace)
             group = {"_id": {str(number): f"${name}" for number, name in enumerate(fields)}}
-            async for document in collection.aggregate([{"$match": filter}, {"$group": group}], hint=hint):
+            stages = [{"$match": filter}, {"$group": group}]
+            async for document in collection.aggregate(stages, hint=hint, chunk=self.chunk, rest=self._rest):
                 yield tuple(document["_id"].get(str(number)) for number in range(len(fields)))
             return
-        async for document in self._store.collection(namespace).find(filter, fields, hint=hint):
+        walk = self._store.collection(namespace).find(filter, fields, hint=hint, chunk=self.chunk, rest=self._rest)
+        async for document in walk:
             key = tuple(read(document, name) for name in fields)
             if not leaving or comparable(key) not in leaving:
                 yield key
@@ -120,7 +128,9 @@ class StoreReader:
             "_id": {str(number): f"${name}" for number, name in enumerate(fields)},
             "ids": {"$push": "$_id"},
         }
-        found = self._store.collection(namespace).aggregate([{"$match": untouched}, {"$group": group}])
+        found = self._store.collection(namespace).aggregate(
+            [{"$match": untouched}, {"$group": group}], chunk=self.chunk, rest=self._rest
+        )
         async for document in found:
             yield tuple(document["_id"].get(str(number)) for number in range(len(fields))), document["ids"]
         async for document in self._planned(namespace, filter, ["_id", *fields]):

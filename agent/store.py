@@ -13,6 +13,7 @@ import contextlib
 import datetime as dt
 import json
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar, cast
@@ -77,6 +78,8 @@ Session = AsyncIOMotorClientSession
 RawCollection = AsyncIOMotorCollection[Document] | AsyncCollection[Document]
 T = TypeVar("T")
 CommandObserver = Callable[[str, float, bool], None]
+Rest = Callable[[float], Awaitable[None]]
+"""Awaited between two round trips of a cursor, with the seconds that the last one took."""
 
 SERVER_SELECTION_SECONDS = 5.0  # how long a verb looks for a primary before it says that there is none
 CONNECT_SECONDS = 5.0
@@ -365,6 +368,7 @@ class Collection:
         hint: str | Sequence[tuple[str, int]] | None = None,
         chunk: int = CHUNK,
         large: bool = False,
+        rest: Rest | None = None,
         session: Session | None = None,
     ) -> AsyncIterator[Document]:
         """The documents that match, with only ``fields`` (``_id`` only if named), in chunks of one round trip.
@@ -381,7 +385,7 @@ class Collection:
             allow_disk_use=bool(sort) or None,
             session=session,
         )
-        return _documents(cursor, LARGE_CHUNK if large else chunk, ahead=session is None and not large)
+        return _documents(cursor, LARGE_CHUNK if large else chunk, ahead=session is None and not large, rest=rest)
 
     async def find_all(self, filter: Document, fields: Sequence[str] | None = None, **options: Any) -> list[Document]:
         """The matching documents as a list, for results that are known to be few."""
@@ -440,12 +444,13 @@ class Collection:
         *,
         hint: str | Sequence[tuple[str, int]] | None = None,
         chunk: int = CHUNK,
+        rest: Rest | None = None,
         session: Session | None = None,
     ) -> AsyncIterator[Document]:
         """The results of an aggregation, in chunks."""
         options: Document = {} if hint is None else {"hint": dict(hint) if not isinstance(hint, str) else hint}
         cursor = self._raw.aggregate(list(pipeline), allowDiskUse=True, batchSize=chunk, session=session, **options)
-        return _documents(cursor, chunk, ahead=session is None)
+        return _documents(cursor, chunk, ahead=session is None, rest=rest)
 
     async def insert(self, document: Document, *, session: Session | None = None) -> None:
         """Inserts one document. Raises ``DuplicateError`` where a unique index already holds its key."""
@@ -582,19 +587,20 @@ def _projection(fields: Sequence[str] | None) -> Document | None:
     return projection if "_id" in outer else {**projection, "_id": 0}
 
 
-async def _documents(cursor: Any, most: int, *, ahead: bool) -> AsyncIterator[Document]:
+async def _documents(cursor: Any, most: int, *, ahead: bool, rest: Rest | None) -> AsyncIterator[Document]:
     """The results of a cursor, ``most`` a round trip; ``ahead`` has the next ones fetched while these are looked at.
 
-    Not in a session, which does one thing at a time, and not where a chunk may be large.
+    Not in a session, which does one thing at a time, and not where a chunk may be large. ``rest`` comes before each
+    round trip but the first.
     """
-    coming = asyncio.ensure_future(cursor.to_list(most))
+    coming = asyncio.ensure_future(_chunk(cursor, most))
     try:
         while True:
             with _our_errors():
-                documents = await coming
+                documents, seconds = await coming
             last = len(documents) < most
             if ahead and not last:
-                coming = asyncio.ensure_future(cursor.to_list(most))
+                coming = asyncio.ensure_future(_chunk(cursor, most, rest, seconds))
             for number, document in enumerate(documents, 1):
                 if not number % PORTION:
                     await asyncio.sleep(0)  # who looks at a thousand of them must not keep the loop from all else
@@ -602,12 +608,22 @@ async def _documents(cursor: Any, most: int, *, ahead: bool) -> AsyncIterator[Do
             if last:
                 break
             if not ahead:
-                coming = asyncio.ensure_future(cursor.to_list(most))
+                coming = asyncio.ensure_future(_chunk(cursor, most, rest, seconds))
     finally:
         if not coming.cancel() and not coming.cancelled():
             coming.exception()  # looked at, or Python complains: nobody waits for it any more
         with contextlib.suppress(errors.PyMongoError):
             await cursor.close()
+
+
+async def _chunk(
+    cursor: Any, most: int, rest: Rest | None = None, seconds: float = 0.0
+) -> tuple[list[Document], float]:
+    """The next results, and the seconds that they took; after a rest from the last ones."""
+    if rest is not None:
+        await rest(seconds)
+    began = time.perf_counter()
+    return await cursor.to_list(most), time.perf_counter() - began
 
 
 def _raw_documents(replies: Sequence[bytes]) -> Iterator[RawBSONDocument]:

@@ -1,6 +1,6 @@
-"""Throttle: keeps a run gentle with the database, between its batches.
+"""Throttle: keeps a run gentle with the database, between its reads and between its batches.
 
-After each batch it pauses for a share of the batch's own time, so that a slow database is asked for less; it waits
+After each of them it pauses for a share of the time that it took, so that a slow database is asked for less; it waits
 while secondaries lag behind the primary by more than is allowed; and it makes batches smaller when the server finds
 them too slow, larger again when it does not.
 """
@@ -49,13 +49,17 @@ class Throttle:
 
     async def pause(self, batch_seconds: float) -> None:
         """Pauses after a batch that took so long."""
-        seconds = batch_seconds * self._settings.pace
-        if seconds > 0:
-            await asyncio.sleep(seconds)
-            self._throttled("pace", seconds)
+        await self.rest(batch_seconds)
         while self._settings.max_lag is not None and await self._lag() > self._settings.max_lag:
             await asyncio.sleep(LAG_POLL_SECONDS)
             self._throttled("lag", LAG_POLL_SECONDS)
+
+    async def rest(self, seconds: float) -> None:
+        """Leaves the database alone for a share of the time that it was just asked to work."""
+        pause = seconds * self._settings.pace
+        if pause > 0:
+            await asyncio.sleep(pause)
+            self._throttled("pace", pause)
 
     async def _lag(self) -> dt.timedelta:
         """How far the slowest healthy secondary is behind; nothing where that cannot be told."""

@@ -166,7 +166,7 @@ def _pace(made: Board) -> list[Panel]:
             lines(fill=10),
             About(
                 "Time spent sparing the database",
-                "Share of the time that runs paused. lag: replicas were behind; pace: between batches.",
+                "Share of the time that runs paused. lag: replicas were behind; pace: after a read or a batch.",
                 "percentunit",
                 12,
             ),

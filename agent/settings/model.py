@@ -211,14 +211,14 @@ class Lease(Section):
 
 
 class Throttle(Section):
-    """How gentle the agent is with the database, between the batches of a run."""
+    """How gentle the agent is with the database, between the reads and the batches of a run."""
 
     max_lag: Duration | None = Field(
         default=dt.timedelta(seconds=10),
         description="Wait while a secondary is behind by more than this; null: do not look. Needs `replSetGetStatus`.",
     )
     pace: float = Field(
-        default=0.1, ge=0, le=100, description="The pause after a batch, as a share of the time that the batch took."
+        default=0.1, ge=0, le=100, description="The pause after a read or a batch, as a share of the time that it took."
     )
 
 

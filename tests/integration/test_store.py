@@ -17,10 +17,10 @@ from tests.harness import Db
 COUNT = 2 * CHUNK + CHUNK // 2
 DEADLINE = 30.0  # seconds
 
-Read = Callable[[Collection], AsyncIterator[Document]]
+Read = Callable[..., AsyncIterator[Document]]
 READS: dict[str, Read] = {
-    "find": lambda things: things.find({}, sort=[("_id", 1)]),
-    "aggregate": lambda things: things.aggregate([{"$sort": {"_id": 1}}]),
+    "find": lambda things, **options: things.find({}, sort=[("_id", 1)], **options),
+    "aggregate": lambda things, **options: things.aggregate([{"$sort": {"_id": 1}}], **options),
 }
 
 
@@ -103,3 +103,17 @@ async def test_who_looks_at_many_keeps_the_loop_from_nothing(things: Collection,
         seen, longest, before = (seen + 1 if turns == before else 1), max(longest, seen), turns
     counting.cancel()
     assert 0 < longest <= PORTION
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+async def test_before_each_round_trip_but_the_first_there_is_a_rest(things: Collection, read: Read) -> None:
+    """It is told how long the last one took."""
+    told: list[float] = []
+
+    async def rest(seconds: float) -> None:
+        told.append(seconds)
+
+    found = [one["_id"] async for one in read(things, chunk=300, rest=rest)]
+    assert found == list(range(COUNT))
+    assert len(told) == COUNT // 300
+    assert all(0 < seconds < DEADLINE for seconds in told)

@@ -61,3 +61,22 @@ async def test_pauses_are_in_the_record_and_in_the_metric(database: Database, db
     line = 'maintenance_throttled_seconds_total{job_name="old",reason="pace"} '
     told = next(one for one in metrics.decode().splitlines() if one.startswith(line))
     assert float(told.removeprefix(line)) == pytest.approx(ran["throttled"]["pace"], abs=0.002)
+
+
+async def test_a_look_rests_too_and_takes_bites_of_the_size_of_a_batch(database: Database, db: Db) -> None:
+    """An application must not notice the walk over a million documents more than the batches that follow."""
+    finished(db)
+    throttled: dict[float, float] = {}
+    for pace in (0, 1):
+        jobs = {"old": {"kind": "retention", "batch": 100}}
+        async with opened(database, db, jobs, throttle={"pace": pace}) as bench:
+            db["system.profile"].drop()
+            db.command("profile", 2)
+            ran = await bench.dry("old", accept=frozenset({"cap"}))
+            db.command("profile", 0)
+        assert ran["found"] == {"expired": TASKS}
+        throttled[pace] = ran["throttled"].get("pace", 0.0)
+        seen = db["system.profile"].find({"ns": f"{db.name}.analysis_tasks", "op": {"$in": ["query", "getmore"]}})
+        assert max(one["nreturned"] for one in seen) == 100
+    assert throttled[0] == 0
+    assert throttled[1] > 0
