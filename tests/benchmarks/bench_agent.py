@@ -17,7 +17,7 @@ from typing import Any
 
 from agent.demo.mongod import free_port
 from tests.benchmarks.figures import Figures, percentile
-from tests.benchmarks.world import TASKS, Db, finished, insert
+from tests.benchmarks.world import TASKS, Db, finished, insert, processor_seconds
 from tests.conftest import Database
 from tests.harness import server_now
 
@@ -27,7 +27,6 @@ IDLE_SECONDS = 60.0
 STARTS = 3
 SCRAPES = 300
 SCRAPE_EVERY = 0.05
-TICKS = os.sysconf("SC_CLK_TCK")
 # What people would run instead to be scraped: as many series, rendered by the library's own server.
 PEER = """
 import sys, time
@@ -63,8 +62,7 @@ class Process:
 
     def cpu(self) -> float:
         """Seconds of the processor so far."""
-        words = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(words[11]) + int(words[12])) / TICKS
+        return processor_seconds(self.pid)
 
     def memory(self, what: str) -> float:
         """MiB: VmRSS now, VmHWM at the most."""

@@ -32,8 +32,8 @@ async def test_retention(database: Database, db: Db, size: int, topology: str) -
 
     with_archive = await _ours(database, db, enabled=True)
     without = await _ours(database, db, enabled=False)
-    figures.seconds("ours, archive on", with_archive.seconds, with_archive.changed)
-    figures.seconds("ours, archive off", without.seconds, without.changed)
+    figures.seconds("ours, archive on", with_archive.seconds, with_archive.changed, with_archive.note)
+    figures.seconds("ours, archive off", without.seconds, without.changed, without.note)
 
     put_in_place(db, "source")
     ids = [one["_id"] for one in db[TASKS].find({}, {"_id": 1}).limit(min(SAMPLE, size))]

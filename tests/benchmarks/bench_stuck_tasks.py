@@ -33,11 +33,11 @@ async def test_stuck_tasks(database: Database, db: Db, size: int) -> None:
     put_in_place(db, "source")
     async with agent(database, db, "stuck", STUCK) as bench:
         ours = await ran(bench, "stuck")
-    figures.seconds("ours, archive on", ours.seconds, ours.changed)
+    figures.seconds("ours, archive on", ours.seconds, ours.changed, ours.note)
     put_in_place(db, "source")
     async with agent(database, db, "stuck", STUCK, archive={"enabled": False}) as bench:
         without = await ran(bench, "stuck")
-    figures.seconds("ours, archive off", without.seconds, without.changed)
+    figures.seconds("ours, archive off", without.seconds, without.changed, without.note)
 
     put_in_place(db, "source")
     sample = [one["_id"] for one in db[TASKS].find(silent, {"_id": 1}).limit(SAMPLE)]

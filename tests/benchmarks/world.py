@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import os
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from pymongo.database import Database as RawDatabase
@@ -87,10 +89,12 @@ def timing() -> Iterator[Callable[[], float]]:
 
 @dataclass
 class Ran:
-    """A run of the agent: its record, its seconds, and how late the event loop was meanwhile."""
+    """A run of the agent: its record, its seconds, its processor time, and how late the event loop was meanwhile."""
 
     record: Document
     seconds: float
+    server_cpu: float
+    agent_cpu: float
     lags: list[float] = field(default_factory=list)
 
     @property
@@ -103,20 +107,34 @@ class Ran:
         """How many documents it changed."""
         return sum(self.record["changed"].values())
 
+    @property
+    def note(self) -> str:
+        """The processor time that one changed document took, the look included."""
+        server, agent = (1e6 * seconds / self.changed for seconds in (self.server_cpu, self.agent_cpu))
+        return f"processor time a document: server {server:.0f} µs, agent {agent:.0f} µs"
+
 
 async def ran(bench: Bench, job: str, **options: Any) -> Ran:
     """Runs a job to its end, however long that takes, and fails where it does not succeed."""
     lags: list[float] = []
     watch = asyncio.create_task(_watch(lags))
-    began = time.perf_counter()
+    server = bench.db.client.admin.command("serverStatus")["pid"]
+    began, server_cpu, agent_cpu = time.perf_counter(), processor_seconds(server), time.process_time()
     active = await bench.start(job, accept=frozenset({"cap"}), **options)
     await active.wait()
     seconds = time.perf_counter() - began
+    server_cpu, agent_cpu = processor_seconds(server) - server_cpu, time.process_time() - agent_cpu
     watch.cancel()
     await asyncio.wait({watch})
     record = active.record()
     assert record["outcome"] == "succeeded", record
-    return Ran(record, seconds, lags)
+    return Ran(record, seconds, server_cpu, agent_cpu, lags)
+
+
+def processor_seconds(pid: int) -> float:
+    """Seconds of the processor that a process has had."""
+    words = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def _watch(lags: list[float]) -> None:
