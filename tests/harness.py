@@ -7,6 +7,7 @@ passes and waits for their end; records are read from the database, so that a te
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import datetime as dt
 import os
@@ -278,3 +279,10 @@ def meddled(
     made = Meddled.model_construct(_fields_set=set(job.model_fields_set), **dict(job))
     assert isinstance(made, kind)
     return made
+
+
+async def until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
+    """Waits for something that happens by itself, that long at most."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - another task or another program makes it true
+            await asyncio.sleep(0.01)

@@ -177,7 +177,7 @@ class OrphanTasks(TaskJob, Quarantined):
     @property
     def _active_by_index(self) -> Document:
         """The active tasks, and those whose status is an array of such: as much as the index tells by itself."""
-        return {"$and": [among(self.fields.status, self.statuses.active), *([self.filter] if self.where else [])]}
+        return {"$and": [among(self.fields.status, self.statuses.active), *(one.filter for one in self.narrowing)]}
 
     @property
     def evidence(self) -> str:

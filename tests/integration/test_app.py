@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from agent.job import Job
 from agent.settings import Settings
 from tests import servers
 from tests.conftest import Database
-from tests.harness import DAY, HOUR, MINUTE, Db, Document, opened, server_now, settings_of
+from tests.harness import DAY, HOUR, MINUTE, Db, Document, opened, server_now, settings_of, until
 
 Jobs = Mapping[str, Mapping[str, Any]]
 JOBS: Jobs = {
@@ -74,13 +74,6 @@ async def served(told: Told) -> AsyncIterator[Service]:
         service.stop()
         async with asyncio.timeout(60):
             await running
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    """Waits for something that happens by itself."""
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - another task or another program makes it true
-            await asyncio.sleep(0.01)
 
 
 async def settled(service: Service) -> None:

@@ -132,13 +132,18 @@ async def test_the_oldest_come_first(database: Database, db: Db) -> None:
         assert found == sorted(range(100), key=lambda number: -(number * 37 % 100))
 
 
-@servers.both_topologies
-async def test_more_than_the_limit_is_no_refusal_the_oldest_go_first(database: Database, db: Db) -> None:
-    """The run says that it is not complete, and the next ones go on."""
+def expired_by_age(db: Db) -> None:
+    """Twenty-five tasks past their time, the oldest first."""
     now = server_now(db)
     db["analysis_tasks"].insert_many(
         [{"_id": number, "status": "COMPLETED", "completed_at": now - KEEP - (25 - number) * HOUR} for number in range(25)]
     )  # fmt: skip
+
+
+@servers.both_topologies
+async def test_more_than_the_limit_is_no_refusal_the_oldest_go_first(database: Database, db: Db) -> None:
+    """The run says that it is not complete, and the next ones go on."""
+    expired_by_age(db)
     async with opened(database, db, old(limit={"items": 10}, batch=4)) as bench:
         plan = await bench.dry("old")
         assert (plan["outcome"], plan["would_refuse"], plan["complete"]) == ("succeeded", None, False)
@@ -154,10 +159,7 @@ async def test_more_than_the_limit_is_no_refusal_the_oldest_go_first(database: D
 @servers.both_topologies
 async def test_what_is_held_takes_no_place_of_those_that_may_go(database: Database, db: Db) -> None:
     """Of the oldest that are not held, as many go as a run takes; all that is held is told, and left out of the cap."""
-    now = server_now(db)
-    db["analysis_tasks"].insert_many(
-        [{"_id": number, "status": "COMPLETED", "completed_at": now - KEEP - (25 - number) * HOUR} for number in range(25)]
-    )  # fmt: skip
+    expired_by_age(db)
     db["analysis_tasks"].insert_many([{"_id": number, "status": "RUNNING"} for number in range(25, 42)])
     async with opened(database, db, old(limit={"items": 10, "fraction": 0.5, "floor": 0}, batch=4)) as bench:
         for held in (0, 2, 4, 20):

@@ -12,7 +12,7 @@ import pytest
 from agent.errors import StoreError
 from agent.store import CHUNK, PORTION, Collection, Document, Namespace, Store
 from tests.conftest import Database
-from tests.harness import Db
+from tests.harness import Db, until
 
 COUNT = 2 * CHUNK + CHUNK // 2
 DEADLINE = 30.0  # seconds
@@ -42,12 +42,6 @@ def open_cursors(db: Db) -> int:
     return len(list(db.client.admin.aggregate(stages)))
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE):
-        while not condition():  # noqa: ASYNC110 - what is waited for is on the server
-            await asyncio.sleep(0.01)
-
-
 @pytest.mark.parametrize("read", READS.values(), ids=READS)
 async def test_all_comes_in_order_and_leaves_no_cursor(things: Collection, db: Db, read: Read) -> None:
     """However many round trips it takes."""
@@ -64,7 +58,7 @@ async def test_the_next_documents_are_on_their_way_while_these_are_looked_at(
     found = read(things)
     assert (await anext(found))["_id"] == 0
     fetched = {"op": "getmore", "ns": f"{db.name}.things"}
-    await until(lambda: db["system.profile"].count_documents(fetched) == 1)
+    await until(lambda: db["system.profile"].count_documents(fetched) == 1, DEADLINE)
     db.command("profile", 0)
     db["things"].drop()
     seen = 1
@@ -82,7 +76,7 @@ async def test_who_breaks_off_leaves_no_cursor(things: Collection, db: Db, read:
         async for one in found:
             if one["_id"] == 10:
                 break
-    await until(lambda: open_cursors(db) == 0)
+    await until(lambda: open_cursors(db) == 0, DEADLINE)
     assert [one["_id"] async for one in read(things)] == list(range(COUNT))
 
 
